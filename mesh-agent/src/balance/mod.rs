@@ -1,0 +1,1 @@
+//! Endpoint choice: the only room that remembers how endpoints fared.

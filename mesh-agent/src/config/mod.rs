@@ -1,0 +1,1 @@
+//! The only reader of arguments and environment; reports every error at once.

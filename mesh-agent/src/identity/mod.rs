@@ -1,0 +1,1 @@
+//! Certificates: CA clients, store, rotation. Keys never leave this room and tls.

@@ -1,0 +1,18 @@
+//! mesh-agent: the user half. One room per concern; ARCHITECTURE.md has the map and the forbidden edges.
+
+// Tests may panic: that is how they fail.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod admin;
+pub mod balance;
+pub mod capture;
+pub mod config;
+pub mod control;
+pub mod identity;
+pub mod model;
+pub mod policy;
+pub mod proxy;
+pub mod snapshot;
+pub mod sys;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,3 @@
+//! Arguments → Config → Agent → signal → drain.
+
+fn main() {}

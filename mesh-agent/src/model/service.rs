@@ -1,0 +1,62 @@
+//! Services as kube-proxy understands them: (service, port, protocol), target port resolved per slice.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::addr::EndpointAddr;
+use super::workload::WorkloadUid;
+
+/// One TCP port of one Service with its endpoints: the unit of balancing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    /// Namespace of the Service.
+    pub namespace: Arc<str>,
+    /// Name of the Service.
+    pub name: Arc<str>,
+    /// `spec.ports[].name`; empty for a single unnamed port.
+    pub port_name: Arc<str>,
+    /// `spec.ports[].port`.
+    pub port: u16,
+    /// `spec.ports[].appProtocol`.
+    pub app_protocol: Option<Arc<str>>,
+    /// Cluster IPs, external IPs and LoadBalancer IPs (ipMode VIP); empty for headless.
+    pub vips: Vec<IpAddr>,
+    /// `sessionAffinity: ClientIP` with its timeout.
+    pub affinity: Option<Duration>,
+    /// `internalTrafficPolicy: Local`.
+    pub local_only: bool,
+    /// `trafficDistribution` / topology hints ask for the client's zone.
+    pub prefer_zone: bool,
+    /// Every endpoint, with its conditions; filtering is [`crate::balance`]'s.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One endpoint of a service port.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub addr: EndpointAddr,
+    /// The pod behind it, when the mesh knows one.
+    pub workload: Option<WorkloadUid>,
+    /// `nodeName` of the slice's endpoint.
+    pub node: Arc<str>,
+    /// Zone hints (`hints.forZones`); empty = no hint.
+    pub zones: Vec<Arc<str>>,
+    /// The endpoint's own zone; empty when unknown.
+    pub zone: Arc<str>,
+    /// `conditions.ready` (true with publishNotReadyAddresses).
+    pub ready: bool,
+    /// `conditions.serving`.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
+}
+
+impl ServicePort {
+    /// `namespace/name:port`, for messages and labels.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        format!("{}/{}:{}", self.namespace, self.name, self.port)
+    }
+}

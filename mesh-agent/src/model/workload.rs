@@ -1,0 +1,136 @@
+//! Workloads: pods as the mesh sees them.
+
+use super::identity::Identity;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+/// A pod's uid: the key of everything that belongs to one pod (pools, permits, records).
+pub type WorkloadUid = Arc<str>;
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// `metadata.uid`.
+    pub uid: WorkloadUid,
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// The workload's name on dashboards: owner, `app.kubernetes.io/name`, `app`, else the pod name.
+    pub app: Arc<str>,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: Arc<str>,
+    /// The node's `topology.kubernetes.io/zone`; empty when unknown.
+    pub zone: Arc<str>,
+    /// `metadata.labels`, for selectors.
+    pub labels: BTreeMap<String, String>,
+    /// Service account identity.
+    pub identity: Identity,
+    /// The pod IPs that this pod owns (design §5, "who owns an IP"); canonical.
+    pub ips: Vec<IpAddr>,
+    /// hostNetwork pods are never enrolled and own no IP.
+    pub host_network: bool,
+    /// Declared container ports, by name and number (for named target ports and bounded metric labels).
+    pub ports: Vec<NamedPort>,
+    /// Whether the pod is to be in the mesh, and if not, why not.
+    pub enrolment: Enrolment,
+    /// What its node's agent has published about it: `Some` = a tunnel destination.
+    pub captured: Option<Captured>,
+    /// Inbound mTLS mode, by port.
+    pub peer_mode: PeerModes,
+    /// What never goes through the agent.
+    pub exclusions: Exclusions,
+    /// `mesh-agent.io/netns`, honoured by the directory source only.
+    pub netns: Option<PathBuf>,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+}
+
+/// A declared container port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedPort {
+    /// `containerPort` name; empty when it has none.
+    pub name: Arc<str>,
+    /// `containerPort` number.
+    pub port: u16,
+}
+
+/// Opt-in state of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Enrolment {
+    /// Opted in and capturable.
+    Enrolled,
+    /// Neither the namespace nor the pod asks for it, or the pod opts out.
+    NotAsked,
+    /// hostNetwork shares the node's network: there is nothing of its own to capture.
+    HostNetwork,
+    /// Succeeded or Failed, or another pod owns its IP.
+    Gone,
+}
+
+/// What an agent publishes about a pod whose listeners and hooks stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// Capture generation of that pod: grows each time it is captured anew.
+    pub generation: u64,
+    /// ALPN protocols its listener speaks, best first (`h2` = HBONE).
+    pub wire: Vec<Arc<str>>,
+}
+
+/// Inbound mTLS mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PeerMode {
+    /// Plaintext is refused.
+    Strict,
+    /// Plaintext passes, as `unknown`.
+    #[default]
+    Permissive,
+}
+
+/// Inbound mode of a workload with its per-port exceptions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerModes {
+    /// Every port not named below.
+    pub default: PeerMode,
+    /// Exceptions by port.
+    pub ports: BTreeMap<u16, PeerMode>,
+    /// The object that decided, `namespace/name`; empty for the default.
+    pub source: Arc<str>,
+}
+
+impl PeerModes {
+    /// The mode of `port`.
+    #[must_use]
+    pub fn mode(&self, port: u16) -> PeerMode {
+        self.ports.get(&port).copied().unwrap_or(self.default)
+    }
+}
+
+/// Annotations that keep traffic away from the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exclusions {
+    /// `mesh-agent.io/exclude-outbound-ports`.
+    pub outbound_ports: Vec<u16>,
+    /// `mesh-agent.io/exclude-inbound-ports`.
+    pub inbound_ports: Vec<u16>,
+    /// `mesh-agent.io/exclude-outbound-cidrs`.
+    pub outbound_cidrs: Vec<IpNet>,
+}
+
+impl Workload {
+    /// Whether the pod is to be captured by its node's agent.
+    #[must_use]
+    pub fn is_enrolled(&self) -> bool {
+        self.enrolment == Enrolment::Enrolled
+    }
+
+    /// `namespace/name`, for messages.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}

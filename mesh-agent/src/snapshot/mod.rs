@@ -1,0 +1,172 @@
+//! The compiled, immutable view that every decision of the data path reads.
+//!
+//! Built by `control`, swapped whole by generation. It never changes after it is published, so two look-ups
+//! in one snapshot always agree.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::model::policy::Policy;
+use crate::model::problem::Problem;
+use crate::model::service::ServicePort;
+use crate::model::workload::{Workload, WorkloadUid};
+
+/// What a source must hand over to make a [`Snapshot`].
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotParts {
+    /// Name of the node this agent serves.
+    pub node: Arc<str>,
+    /// SPIFFE trust domain.
+    pub trust_domain: Arc<str>,
+    /// Every known pod.
+    pub workloads: Vec<Arc<Workload>>,
+    /// Every known TCP service port.
+    pub services: Vec<Arc<ServicePort>>,
+    /// Every policy in force.
+    pub policies: Vec<Arc<Policy>>,
+    /// Every mistake not yet mended.
+    pub problems: Vec<Problem>,
+}
+
+/// One generation of the mesh's state.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    generation: u64,
+    parts: SnapshotParts,
+    by_uid: HashMap<WorkloadUid, Arc<Workload>>,
+    by_ip: HashMap<IpAddr, Arc<Workload>>,
+    by_vip: HashMap<SocketAddr, Arc<ServicePort>>,
+    selected: HashMap<WorkloadUid, Vec<Arc<Policy>>>,
+}
+
+impl Snapshot {
+    /// Indexes `parts` as generation `generation`.
+    #[must_use]
+    pub fn new(generation: u64, parts: SnapshotParts) -> Self {
+        let by_uid = parts.workloads.iter().map(|w| (Arc::clone(&w.uid), Arc::clone(w))).collect();
+        let by_ip = parts.workloads.iter().flat_map(|w| w.ips.iter().map(|ip| (*ip, Arc::clone(w)))).collect();
+        let by_vip = parts
+            .services
+            .iter()
+            .flat_map(|s| s.vips.iter().map(|ip| (SocketAddr::new(*ip, s.port), Arc::clone(s))))
+            .collect();
+        let selected = parts
+            .workloads
+            .iter()
+            .filter_map(|w| {
+                let policies = crate::policy::selecting(w, &parts.policies);
+                (!policies.is_empty()).then(|| (Arc::clone(&w.uid), policies))
+            })
+            .collect();
+        Self { generation, parts, by_uid, by_ip, by_vip, selected }
+    }
+
+    /// Grows by one with every published change.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Name of the node this agent serves.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.parts.node
+    }
+
+    /// SPIFFE trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.parts.trust_domain
+    }
+
+    /// The pod with this uid.
+    #[must_use]
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.by_uid.get(uid)
+    }
+
+    /// The pod that owns this (canonical) address.
+    #[must_use]
+    pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.by_ip.get(&ip)
+    }
+
+    /// The service port behind a virtual address (canonical) and port.
+    #[must_use]
+    pub fn service_by_vip(&self, vip: SocketAddr) -> Option<&Arc<ServicePort>> {
+        self.by_vip.get(&vip)
+    }
+
+    /// Every known pod.
+    #[must_use]
+    pub fn workloads(&self) -> &[Arc<Workload>] {
+        &self.parts.workloads
+    }
+
+    /// The pods of this node.
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.parts.workloads.iter().filter(|w| w.node == self.parts.node)
+    }
+
+    /// Every known service port.
+    #[must_use]
+    pub fn services(&self) -> &[Arc<ServicePort>] {
+        &self.parts.services
+    }
+
+    /// The policies that select this pod; empty when none does.
+    #[must_use]
+    pub fn policies_for(&self, uid: &str) -> &[Arc<Policy>] {
+        self.selected.get(uid).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every policy in force.
+    #[must_use]
+    pub fn policies(&self) -> &[Arc<Policy>] {
+        &self.parts.policies
+    }
+
+    /// Every mistake not yet mended.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        &self.parts.problems
+    }
+}
+
+/// Where `control` publishes and everybody else reads.
+#[derive(Debug)]
+pub struct SnapshotStore {
+    current: ArcSwap<Snapshot>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for SnapshotStore {
+    fn default() -> Self {
+        Self { current: ArcSwap::from_pointee(Snapshot::default()), changed: watch::Sender::new(0) }
+    }
+}
+
+impl SnapshotStore {
+    /// The snapshot in force. Never blocks.
+    #[must_use]
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Puts a new generation in force and wakes whoever watches.
+    pub fn publish(&self, snapshot: Snapshot) {
+        let generation = snapshot.generation();
+        self.current.store(Arc::new(snapshot));
+        self.changed.send_replace(generation);
+    }
+
+    /// Wakes with the generation number after each [`Self::publish`].
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

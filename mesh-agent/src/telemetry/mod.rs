@@ -1,0 +1,1 @@
+//! One record writes the access-log line and the metrics together.

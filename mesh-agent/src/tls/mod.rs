@@ -1,0 +1,1 @@
+//! rustls configurations and peer verification: the only place a Peer is made.

@@ -1,0 +1,1 @@
+//! Test harness: pods as network namespaces and cgroups, nodes as instances.
