@@ -78,7 +78,11 @@ impl FromStr for Identity {
                 return Err(IdentityError::Character { part: part.to_owned(), uri: uri.to_owned() });
             }
         }
-        Ok(Self { trust_domain: trust_domain.into(), namespace: namespace.into(), service_account: service_account.into() })
+        Ok(Self {
+            trust_domain: trust_domain.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        })
     }
 }
 
@@ -137,10 +141,14 @@ mod tests {
 
     #[test]
     fn what_is_not_a_workload_identity_is_named() {
-        for uri in ["", "spiffe://", "http://a/ns/b/sa/c", "spiffe://a/ns/b", "spiffe://a/ns/b/sa/c/d", "spiffe://a/ns//sa/c"] {
+        for uri in
+            ["", "spiffe://", "http://a/ns/b/sa/c", "spiffe://a/ns/b", "spiffe://a/ns/b/sa/c/d", "spiffe://a/ns//sa/c"]
+        {
             assert_eq!(uri.parse::<Identity>(), Err(IdentityError::Form(uri.to_owned())), "{uri}");
         }
-        assert!(matches!("spiffe://a/ns/B/sa/c".parse::<Identity>(), Err(IdentityError::Character { part, .. }) if part == "B"));
+        assert!(
+            matches!("spiffe://a/ns/B/sa/c".parse::<Identity>(), Err(IdentityError::Character { part, .. }) if part == "B")
+        );
         assert!(Identity::new("a", "x/sa/y", "z").is_err(), "a slash must not move the parts");
     }
 }
