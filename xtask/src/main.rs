@@ -1,3 +1,52 @@
-//! The project's own commands.
+//! `cargo xtask TASK`: the project's own commands, one file or folder per task.
+//!
+//! Tasks may install what they need and run other programs; nothing of the product lives here.
 
-fn main() {}
+// Tests may panic: that is how they fail.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
+
+mod check;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask TASK
+
+  setup            install what building the programs and running the suites needs
+  test             unit, agent, kernel and mesh suites  [--long] [unit|kernel|mesh]... [-- TEST-ARGS]
+  check            rustfmt, clippy, tidy, cargo-deny, rustdoc
+  tidy             the rules of ARCHITECTURE.md and of style that no compiler checks
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some((task, rest)) = args.split_first() else {
+        eprint!("{USAGE}");
+        return ExitCode::from(64);
+    };
+    let done = match task.as_str() {
+        "setup" => setup::run(rest),
+        "test" => test::run(rest),
+        "check" => check::run(rest),
+        "tidy" => tidy::run(rest),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => {
+            eprint!("there is no task `{other}`\n\n{USAGE}");
+            return ExitCode::from(64);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask {task}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
