@@ -1,0 +1,97 @@
+//! One counter for each way out of a kernel program, so that no connection disappears without a trace.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
+        /// An exit of a kernel program; its number is the index into the `stats` map.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[$doc])* $name,)* }
+
+        impl Counter {
+            /// Every counter, in index order.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The word in metrics and logs: `<hook>_<what happened>`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Not TCP.
+    ConnectNotTcp = "connect_not_tcp",
+    /// The agent's own socket.
+    ConnectAgent = "connect_agent",
+    /// Loopback.
+    ConnectLoopback = "connect_loopback",
+    /// The pod's own address.
+    ConnectOwnIp = "connect_own_ip",
+    /// Excluded by annotation.
+    ConnectExcluded = "connect_excluded",
+    /// The destination is not in the mesh.
+    ConnectOutside = "connect_outside",
+    /// The pod is joining or leaving.
+    ConnectNotCapturing = "connect_not_capturing",
+    /// Sent to the agent.
+    ConnectCaptured = "connect_captured",
+    /// Captured would have been right, but the pod has no address of that family.
+    ConnectNoFamily = "connect_no_family",
+    /// The service has no endpoints: refused.
+    ConnectNoEndpoints = "connect_no_endpoints",
+    /// The agent is away and the pod is strict: refused.
+    ConnectAgentAway = "connect_agent_away",
+    /// The agent is away and the pod is permissive: passed on without it.
+    ConnectFallback = "connect_fallback",
+    /// The original destination could not be stored: refused.
+    ConnectStoreFailed = "connect_store_failed",
+    /// A record could not be stored at SYN time: the receiver will refuse.
+    SockopsStoreFailed = "sockops_store_failed",
+    /// Loopback inside the pod.
+    LookupLoopback = "lookup_loopback",
+    /// The `connect` hook's own look-up.
+    LookupLiveness = "lookup_liveness",
+    /// Delivered by the agent.
+    LookupDelivery = "lookup_delivery",
+    /// The pod to itself.
+    LookupSelf = "lookup_self",
+    /// Steered to the outbound listener.
+    LookupOutbound = "lookup_outbound",
+    /// Steered to the tunnel listener.
+    LookupTunnel = "lookup_tunnel",
+    /// Steered to the plaintext listener.
+    LookupPlaintext = "lookup_plaintext",
+    /// Plaintext let through: permissive, no policy.
+    LookupPermissive = "lookup_permissive",
+    /// Excluded by annotation.
+    LookupExcluded = "lookup_excluded",
+    /// Not TCP.
+    LookupNotTcp = "lookup_not_tcp",
+    /// An agent port dialled without a record: dropped.
+    LookupAgentPort = "lookup_agent_port",
+    /// The listener that should take it is gone: dropped.
+    LookupNoListener = "lookup_no_listener",
+    /// Plaintext to a strict port: dropped.
+    LookupStrict = "lookup_strict",
+    /// The pod has no entry in the map: dropped.
+    LookupNoPod = "lookup_no_pod",
+    /// A refusal was not reported: the event ring was full.
+    EventLost = "event_lost",
+}
+
+/// Entries of the `stats` map.
+pub const COUNT: u32 = Counter::ALL.len() as u32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_its_own_index() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index, "{}", counter.as_str());
+        }
+    }
+}

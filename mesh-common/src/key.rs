@@ -1,0 +1,188 @@
+//! Map keys. Addresses are 16 bytes in network order, IPv4 as v4-mapped; ports are in host order.
+
+/// An IPv6 address in network byte order; IPv4 as `::ffff:a.b.c.d`.
+pub type Ip = [u8; 16];
+
+/// `services`: a virtual address and port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceKey {
+    /// Virtual address.
+    pub ip: Ip,
+    /// Service port.
+    pub port: u16,
+    /// IP protocol (6 = TCP).
+    pub protocol: u16,
+}
+
+/// `port_rules`: a pod's port in one direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortKey {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// Port.
+    pub port: u16,
+    /// [`INBOUND`] or [`OUTBOUND`].
+    pub direction: u16,
+    /// Explicit padding, zero.
+    pub pad: u32,
+}
+
+/// Direction of a [`PortKey`]: into the pod.
+pub const INBOUND: u16 = 0;
+/// Direction of a [`PortKey`]: out of the pod.
+pub const OUTBOUND: u16 = 1;
+
+/// `excluded_cidrs`: data part of the LPM key; the prefix length counts the 64 bits of the cookie as well.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CidrKey {
+    /// Cookie of the pod's network namespace, in native bytes (always matched whole).
+    pub netns_cookie: [u8; 8],
+    /// Address.
+    pub ip: Ip,
+}
+
+/// `orig_dst`: a captured connection, by the client's end of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OrigKey {
+    /// Cookie of the client's network namespace.
+    pub netns_cookie: u64,
+    /// Client address.
+    pub ip: Ip,
+    /// Client port.
+    pub port: u16,
+    /// Explicit padding, zero.
+    pub pad: [u8; 6],
+}
+
+/// `flows`: a connection's four-tuple, seen from the client.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Client address.
+    pub client_ip: Ip,
+    /// Server address.
+    pub server_ip: Ip,
+    /// Client port.
+    pub client_port: u16,
+    /// Server port.
+    pub server_port: u16,
+}
+
+/// `listeners`: one of the agent's listening sockets inside a pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// Cookie of the pod's network namespace. A listener of another netns would be accepted by
+    /// `bpf_sk_assign`, and the client would hang: the agent checks the cookie when it inserts.
+    pub netns_cookie: u64,
+    /// One of the `LISTENER_*` constants.
+    pub kind: u32,
+    /// Explicit padding, zero.
+    pub pad: u32,
+}
+
+/// Accepts captured outbound connections.
+pub const LISTENER_OUTBOUND: u32 = 0;
+/// Accepts tunnels on port 15008.
+pub const LISTENER_TUNNEL: u32 = 1;
+/// Accepts steered plaintext.
+pub const LISTENER_PLAINTEXT: u32 = 2;
+
+const _: () = {
+    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<PortKey>() == 16);
+    assert!(size_of::<CidrKey>() == 24);
+    assert!(size_of::<OrigKey>() == 32);
+    assert!(size_of::<FlowKey>() == 36);
+    assert!(size_of::<ListenerKey>() == 16);
+};
+
+/// IPv4 (network order bytes) as a v4-mapped address.
+#[must_use]
+pub const fn v4_mapped(v4: [u8; 4]) -> Ip {
+    let [a, b, c, d] = v4;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// Whether `ip` is 127.0.0.0/8 or ::1.
+#[must_use]
+pub fn is_loopback(ip: &Ip) -> bool {
+    match ip {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, ..] => true,
+        [head @ .., 1] => head.iter().all(|b| *b == 0),
+        _ => false,
+    }
+}
+
+/// The offset into the capture range for an original destination: spreads destinations over its ports.
+///
+/// FNV-1a over address and port; only its spread matters, not its secrecy.
+#[must_use]
+pub fn capture_port(ip: &Ip, port: u16) -> u16 {
+    let mut hash: u32 = 0x811c_9dc5;
+    for byte in ip {
+        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    }
+    hash = (hash ^ u32::from(port)).wrapping_mul(0x0100_0193);
+    // The low bits of FNV mix poorly with a last 16-bit step: fold the high half in.
+    let folded = (hash >> 16) ^ hash;
+    crate::limits::CAPTURE_PORT_FIRST + (folded as u16 & (crate::limits::CAPTURE_PORTS - 1))
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{CidrKey, FlowKey, ListenerKey, OrigKey, PortKey, ServiceKey};
+    // SAFETY: all are `repr(C)`, `Copy`, of integers and byte arrays only, without implicit padding (asserted).
+    unsafe impl aya::Pod for ServiceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CidrKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OrigKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ListenerKey {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::vec::Vec;
+
+    #[test]
+    fn loopback_is_127_8_and_one() {
+        let mut one = [0; 16];
+        one[15] = 1;
+        assert!(is_loopback(&one) && is_loopback(&v4_mapped([127, 9, 9, 9])));
+        assert!(
+            !is_loopback(&[0; 16])
+                && !is_loopback(&v4_mapped([10, 0, 0, 1]))
+                && !is_loopback(&v4_mapped([128, 0, 0, 1]))
+        );
+        let mut high = one;
+        high[0] = 0xfe;
+        assert!(!is_loopback(&high));
+    }
+
+    #[test]
+    fn destinations_spread_over_the_capture_range() {
+        let mut used: HashMap<u16, u32> = HashMap::new();
+        for host in 0..64_u8 {
+            for port in [80, 443, 5432, 8080] {
+                let chosen = capture_port(&v4_mapped([10, 96, 0, host]), port);
+                assert!(crate::limits::is_agent_port(chosen));
+                *used.entry(chosen).or_default() += 1;
+            }
+        }
+        let counts: Vec<_> = used.values().copied().collect();
+        assert!(used.len() > 48, "256 destinations on {} ports", used.len());
+        assert!(counts.iter().all(|n| *n <= 16), "{counts:?}");
+    }
+}

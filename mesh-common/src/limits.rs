@@ -1,0 +1,54 @@
+//! Capacities of the kernel maps, each with its reason and its memory cost.
+//!
+//! Hash maps are preallocated: cost = entries × (key + value + about 64 bytes of bucket and element header).
+
+/// Pods of one node. Kubernetes' default is 110, the largest providers allow 250. 1,024 × 144 B = 144 KiB.
+pub const PODS: u32 = 1_024;
+
+/// Virtual addresses × ports. 10,000 services of two families and some ports. 65,536 × 124 B = 8 MiB.
+pub const SERVICES: u32 = 65_536;
+
+/// Captured pods of the whole mesh, both families. 131,072 × 88 B = 11 MiB.
+pub const MESH_IPS: u32 = 131_072;
+
+/// Per-port rules (exclusions, peer modes) of one node's pods. 16,384 × 84 B = 1.3 MiB.
+pub const PORT_RULES: u32 = 16_384;
+
+/// Excluded CIDRs of one node's pods. Allocated on use.
+pub const EXCLUDED_CIDRS: u32 = 4_096;
+
+/// Connections between their SYN and the moment both sides know them: short-lived. 65,536 × 124 B = 8 MiB.
+pub const FLOWS: u32 = 65_536;
+
+/// Captured connections between SYN and acceptance: short-lived, as [`FLOWS`]. 65,536 × 120 B = 8 MiB.
+pub const ORIG_DSTS: u32 = 65_536;
+
+/// Listening sockets of the agent: three for each pod.
+pub const LISTENERS: u32 = PODS * 3;
+
+/// Bytes of the event ring: 4,096 refusals not yet read.
+pub const EVENT_BYTES: u32 = 256 * 1_024;
+
+/// First port of the range that captured connections are rewritten to.
+///
+/// Below the ephemeral range (32768…), outside the ports of other meshes (4xxx, 15xxx) and of Kubernetes
+/// node ports (30000…32767).
+pub const CAPTURE_PORT_FIRST: u16 = 19_600;
+
+/// Ports in that range. One port would cap a pod at 28,232 open connections (its ephemeral ports), and at
+/// 470 new ones a second when the client closes first (60 s of TIME_WAIT). Must be a power of two.
+pub const CAPTURE_PORTS: u16 = 64;
+
+/// Where the tunnel listener is (HBONE).
+pub const TUNNEL_PORT: u16 = 15_008;
+
+/// Where the listener for steered plaintext is bound; reached through `sk_lookup` only.
+pub const PLAINTEXT_PORT: u16 = CAPTURE_PORT_FIRST + CAPTURE_PORTS;
+
+/// Whether `port` belongs to the agent inside a pod: nobody may dial it without a record.
+#[must_use]
+pub const fn is_agent_port(port: u16) -> bool {
+    port >= CAPTURE_PORT_FIRST && port <= PLAINTEXT_PORT
+}
+
+const _: () = assert!(CAPTURE_PORTS.is_power_of_two());

@@ -1,0 +1,164 @@
+//! `sk_lookup`: every new inbound connection of one pod's netns. Loaded once per pod, with its netns cookie
+//! as a read-only constant, because the hook cannot ask for it.
+
+use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::counter::Counter;
+use mesh_common::decide::{self, LookupVerdict, LookupView};
+use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PortKey, is_loopback};
+use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
+use mesh_common::value::{Event, FlowValue};
+
+use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, PODS, PORT_RULES, count, report};
+use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
+
+/// The pod's netns cookie; set by the loader, which refuses zero.
+#[unsafe(no_mangle)]
+static POD_COOKIE: u64 = 0;
+
+/// Exactly the socket of the map, whatever reuseport group it is in: a hand-over is one map update.
+const NO_REUSEPORT: u64 = 2;
+const LOOPBACK_IFINDEX: u32 = 1;
+const PASS: u32 = sk_action::SK_PASS;
+const DROP: u32 = sk_action::SK_DROP;
+
+struct View {
+    cookie: u64,
+    ifindex: u32,
+    remote_ip: Ip,
+    local_ip: Ip,
+    remote_port: u16,
+    local_port: u16,
+}
+
+impl View {
+    #[inline(always)]
+    fn read(raw: *mut bpf_sk_lookup) -> Self {
+        let family = field!((*raw).family);
+        let (remote4, local4) = (field!((*raw).remote_ip4), field!((*raw).local_ip4));
+        let remote6 = [
+            field!((*raw).remote_ip6[0]),
+            field!((*raw).remote_ip6[1]),
+            field!((*raw).remote_ip6[2]),
+            field!((*raw).remote_ip6[3]),
+        ];
+        let local6 = [
+            field!((*raw).local_ip6[0]),
+            field!((*raw).local_ip6[1]),
+            field!((*raw).local_ip6[2]),
+            field!((*raw).local_ip6[3]),
+        ];
+        let remote_port = u16::from_be(field!((*raw).remote_port));
+        let local_port = field!((*raw).local_port) as u16;
+        let ifindex = field!((*raw).ingress_ifindex);
+        let (remote_ip, local_ip) =
+            if family == AF_INET { (ip4(remote4), ip4(local4)) } else { (ip6(remote6), ip6(local6)) };
+        // SAFETY: a frozen read-only map; volatile, so that the placeholder is not folded in.
+        let cookie = unsafe { core::ptr::read_volatile(&raw const POD_COOKIE) };
+        Self { cookie, ifindex, remote_ip, local_ip, remote_port, local_port }
+    }
+
+    #[inline(always)]
+    fn event(&self, counter: Counter) -> Event {
+        Event {
+            netns_cookie: self.cookie,
+            peer_ip: self.remote_ip,
+            local_ip: self.local_ip,
+            peer_port: self.remote_port,
+            local_port: self.local_port,
+            counter: counter as u32,
+        }
+    }
+}
+
+impl LookupView for View {
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.ifindex == LOOPBACK_IFINDEX && is_loopback(&self.local_ip)
+    }
+
+    #[inline(always)]
+    fn is_liveness(&self) -> bool {
+        self.ifindex == 0
+    }
+
+    #[inline(always)]
+    fn is_tunnel_port(&self) -> bool {
+        self.local_port == TUNNEL_PORT
+    }
+
+    #[inline(always)]
+    fn is_agent_port(&self) -> bool {
+        is_agent_port(self.local_port)
+    }
+
+    #[inline(always)]
+    fn flow(&self) -> Option<FlowValue> {
+        let key = FlowKey {
+            client_ip: self.remote_ip,
+            server_ip: self.local_ip,
+            client_port: self.remote_port,
+            server_port: self.local_port,
+        };
+        // SAFETY: copied at once.
+        unsafe { FLOWS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    #[inline(always)]
+    fn is_captured(&self) -> bool {
+        let key = OrigKey { netns_cookie: self.cookie, ip: self.remote_ip, port: self.remote_port, pad: [0; 6] };
+        // SAFETY: only presence is read.
+        unsafe { ORIG_DSTS.get(key) }.is_some()
+    }
+
+    #[inline(always)]
+    fn pod_flags(&self) -> Option<u32> {
+        // SAFETY: copied at once.
+        unsafe { PODS.get(self.cookie) }.map(|pod| pod.flags)
+    }
+
+    #[inline(always)]
+    fn port_rule(&self) -> Option<u32> {
+        let key = PortKey { netns_cookie: self.cookie, port: self.local_port, direction: INBOUND, pad: 0 };
+        // SAFETY: copied at once.
+        unsafe { PORT_RULES.get(key) }.map(|rule| rule.rule)
+    }
+}
+
+/// One pod's new inbound connections.
+#[sk_lookup]
+pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
+    if field!((*ctx.lookup).protocol) != IPPROTO_TCP {
+        return PASS;
+    }
+    let view = View::read(ctx.lookup);
+    match decide::lookup(&view) {
+        LookupVerdict::Pass(counter) => {
+            count(counter);
+            PASS
+        }
+        LookupVerdict::Drop(counter) => refuse(&view, counter),
+        LookupVerdict::Steer(kind, counter) => {
+            let key = ListenerKey { netns_cookie: view.cookie, kind, pad: 0 };
+            if LISTENERS.redirect_sk_lookup(&ctx, key, NO_REUSEPORT).is_ok() {
+                count(counter);
+                PASS
+            } else {
+                refuse(&view, Counter::LookupNoListener)
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse(view: &View, counter: Counter) -> u32 {
+    count(counter);
+    report(&view.event(counter));
+    DROP
+}

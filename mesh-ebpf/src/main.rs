@@ -1,0 +1,20 @@
+//! mesh-agent's kernel half. Everything happens at `connect()` and at SYN time; no program runs per packet.
+//!
+//! One file per attach point; each collects facts and asks `mesh_common::decide`. A program's verdict is its
+//! tail expression, and each way out is counted.
+#![no_std]
+#![no_main]
+
+mod connect;
+mod lookup;
+mod maps;
+mod peername;
+mod read;
+mod sockops;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier rejects a program from which this could be reached.
+    loop {}
+}

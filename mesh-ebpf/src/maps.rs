@@ -1,0 +1,97 @@
+//! The maps, and the few operations on them that more than one program needs.
+//!
+//! Socket storage exists as BTF maps only; the others use legacy definitions, which aya pins by name.
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
+use mesh_common::counter::{COUNT, Counter};
+use mesh_common::key::{CidrKey, FlowKey, Ip, ListenerKey, OrigKey, PortKey, ServiceKey};
+use mesh_common::limits;
+use mesh_common::value::{Event, FlowValue, OrigDst, PodValue, PortRule, ServiceValue};
+
+#[map(name = "pods")]
+pub static PODS: HashMap<u64, PodValue> = HashMap::with_max_entries(limits::PODS, 0);
+#[map(name = "services")]
+pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::with_max_entries(limits::SERVICES, 0);
+#[map(name = "mesh_ips")]
+pub static MESH_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(limits::MESH_IPS, 0);
+#[map(name = "port_rules")]
+pub static PORT_RULES: HashMap<PortKey, PortRule> = HashMap::with_max_entries(limits::PORT_RULES, 0);
+#[map(name = "excluded_cidrs")]
+pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> =
+    LpmTrie::with_max_entries(limits::EXCLUDED_CIDRS, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+#[map(name = "flows")]
+pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, 0);
+#[map(name = "orig_dsts")]
+pub static ORIG_DSTS: HashMap<OrigKey, OrigDst> = HashMap::with_max_entries(limits::ORIG_DSTS, 0);
+#[map(name = "listeners")]
+pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(limits::LISTENERS, 0);
+#[map(name = "stats")]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT, 0);
+#[map(name = "events")]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENT_BYTES, 0);
+
+/// Where the application asked to go, on the client's socket.
+#[btf_map]
+pub static ORIG: SkStorage<OrigDst> = SkStorage::new();
+/// The same on the socket that the agent accepted.
+#[btf_map]
+pub static ACCEPTED: SkStorage<OrigDst> = SkStorage::new();
+/// Written by the agent on its own sockets, between `socket()` and `connect()`.
+#[btf_map]
+pub static AGENT_SK: SkStorage<u32> = SkStorage::new();
+
+const CREATE: u64 = 1; // BPF_SK_STORAGE_GET_F_CREATE
+
+/// Socket storage from any program type: aya's own methods take a `SockAddrContext` only.
+pub trait Storage<T> {
+    /// The value on `sk`, if there is one.
+    fn on(&self, sk: *mut bpf_sock) -> Option<&mut T>;
+    /// The value on `sk`, zeroed when new; `None` when the kernel has no memory for it.
+    fn on_or_new(&self, sk: *mut bpf_sock) -> Option<&mut T>;
+    /// Takes the value away.
+    fn clear(&self, sk: *mut bpf_sock);
+}
+
+impl<T> Storage<T> for SkStorage<T> {
+    #[inline(always)]
+    fn on(&self, sk: *mut bpf_sock) -> Option<&mut T> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the kernel checks map, socket and flags; the value lives as long as the socket.
+        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<T>().as_mut() }
+    }
+
+    #[inline(always)]
+    fn on_or_new(&self, sk: *mut bpf_sock) -> Option<&mut T> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: as above.
+        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), CREATE).cast::<T>().as_mut() }
+    }
+
+    #[inline(always)]
+    fn clear(&self, sk: *mut bpf_sock) {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: as above. A missing value is not an error here.
+        let _ = unsafe { bpf_sk_storage_delete(map, sk.cast()) };
+    }
+}
+
+/// Counts one way out.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(slot) = STATS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU slot, and the program is not preempted by itself.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// Tells user space of a refusal.
+#[inline(always)]
+pub fn report(event: &Event) {
+    if EVENTS.output::<Event>(event, 0).is_err() {
+        count(Counter::EventLost);
+    }
+}
