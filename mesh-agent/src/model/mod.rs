@@ -8,5 +8,6 @@ pub mod identity;
 pub mod outcome;
 pub mod policy;
 pub mod problem;
+pub mod selector;
 pub mod service;
 pub mod workload;

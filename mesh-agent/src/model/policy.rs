@@ -4,9 +4,12 @@
 //! means is decided in [`crate::policy`]; this file only holds it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+
+use super::selector::LabelSelector;
 
 /// What a policy does with a flow that one of its rules matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +18,15 @@ pub enum Action {
     Allow,
     /// Refused, before any ALLOW is looked at.
     Deny,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+        })
+    }
 }
 
 /// One policy object.
@@ -41,12 +53,12 @@ pub enum Target {
     Mesh,
     /// Every workload of one namespace.
     Namespace(Arc<str>),
-    /// Workloads of one namespace whose labels include all of these.
+    /// Workloads of one namespace whose labels the selector matches.
     Selector {
         /// Namespace.
         namespace: Arc<str>,
-        /// `matchLabels`.
-        labels: BTreeMap<String, String>,
+        /// Which of its pods.
+        labels: LabelSelector,
     },
 }
 
@@ -86,6 +98,18 @@ pub enum IdentityMatch {
     Spiffe(Arc<str>),
     /// Any identity but these.
     Not(Vec<IdentityMatch>),
+}
+
+impl Target {
+    /// Whether a workload of `namespace` with `labels` is meant.
+    #[must_use]
+    pub fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::Mesh => true,
+            Self::Namespace(own) => **own == *namespace,
+            Self::Selector { namespace: own, labels: selector } => **own == *namespace && selector.matches(labels),
+        }
+    }
 }
 
 impl Policy {

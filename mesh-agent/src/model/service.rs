@@ -8,7 +8,7 @@ use super::addr::EndpointAddr;
 use super::workload::WorkloadUid;
 
 /// One TCP port of one Service with its endpoints: the unit of balancing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServicePort {
     /// Namespace of the Service.
     pub namespace: Arc<str>,
@@ -26,7 +26,7 @@ pub struct ServicePort {
     pub affinity: Option<Duration>,
     /// `internalTrafficPolicy: Local`.
     pub local_only: bool,
-    /// `trafficDistribution` / topology hints ask for the client's zone.
+    /// Some endpoint carries a hint for a zone or a node: [`crate::balance`] looks whether they are to be followed.
     pub prefer_zone: bool,
     /// Every endpoint, with its conditions; filtering is [`crate::balance`]'s.
     pub endpoints: Vec<Endpoint>,
@@ -43,6 +43,8 @@ pub struct Endpoint {
     pub node: Arc<str>,
     /// Zone hints (`hints.forZones`); empty = no hint.
     pub zones: Vec<Arc<str>>,
+    /// Node hints (`hints.forNodes`); empty = no hint.
+    pub nodes: Vec<Arc<str>>,
     /// The endpoint's own zone; empty when unknown.
     pub zone: Arc<str>,
     /// `conditions.ready` (true with publishNotReadyAddresses).
@@ -51,6 +53,24 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
+}
+
+impl Endpoint {
+    /// A ready endpoint of which nothing but the address is known.
+    #[must_use]
+    pub fn new(addr: EndpointAddr) -> Self {
+        Self {
+            addr,
+            workload: None,
+            node: Arc::from(""),
+            zones: Vec::new(),
+            nodes: Vec::new(),
+            zone: Arc::from(""),
+            ready: true,
+            serving: true,
+            terminating: false,
+        }
+    }
 }
 
 impl ServicePort {

@@ -98,8 +98,10 @@ pub struct PeerModes {
     pub default: PeerMode,
     /// Exceptions by port.
     pub ports: BTreeMap<u16, PeerMode>,
-    /// The object that decided, `namespace/name`; empty for the default.
+    /// The object that decided [`Self::default`], `namespace/name`; empty when none did.
     pub source: Arc<str>,
+    /// The object that decided a port's exception, when it is another one.
+    pub port_sources: BTreeMap<u16, Arc<str>>,
 }
 
 impl PeerModes {
@@ -107,6 +109,12 @@ impl PeerModes {
     #[must_use]
     pub fn mode(&self, port: u16) -> PeerMode {
         self.ports.get(&port).copied().unwrap_or(self.default)
+    }
+
+    /// The object that decided the mode of `port`; empty when none did.
+    #[must_use]
+    pub fn source(&self, port: u16) -> &Arc<str> {
+        self.port_sources.get(&port).unwrap_or(&self.source)
     }
 }
 

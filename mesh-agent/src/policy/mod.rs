@@ -3,13 +3,20 @@
 //! `proxy::connect` takes a `&Permit`, and only this room makes one: forwarding without a decision does not
 //! compile. No IO, no clock, no history: the same flow and the same objects give the same verdict.
 
+mod matching;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::matching::Miss;
 use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
-use crate::model::policy::Policy;
-use crate::model::workload::{Workload, WorkloadUid};
+use crate::model::policy::{Action, Policy};
+use crate::model::workload::{PeerMode, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 /// One inbound connection, as far as a decision needs it.
@@ -72,18 +79,97 @@ pub struct Denial {
     pub reason: Arc<str>,
 }
 
-/// Decides one flow.
+impl Denial {
+    fn new(outcome: Outcome, rule: &str, reason: String) -> Self {
+        Self { outcome, rule: rule.into(), reason: reason.into() }
+    }
+}
+
+/// Rule name of a denial because the snapshot knows no such workload.
+pub const NO_SUCH_WORKLOAD: &str = "<no-such-workload>";
+/// Rule name of a plaintext refusal that no object asked for.
+pub const PEER_MODE: &str = "<peer-mode>";
+
+/// Decides one flow: unknown destination, then mTLS mode, then DENY, then ALLOW.
+///
+/// Without an ALLOW policy that selects the destination, what nothing denies is permitted.
 ///
 /// # Errors
 /// The denial, naming the rule.
 pub fn authorize(snapshot: &Snapshot, flow: Flow) -> Result<Permit, Denial> {
-    let _ = snapshot;
-    Ok(Permit { generation: snapshot.generation(), rule: None, flow })
+    let Some(destination) = snapshot.workload(&flow.destination) else {
+        let reason = format!("no workload with uid {} is known", flow.destination);
+        return Err(Denial::new(Outcome::Denied, NO_SUCH_WORKLOAD, reason));
+    };
+    refuse_plaintext(destination, &flow)?;
+    let policies = snapshot.policies_for(&flow.destination);
+    refuse_denied(policies, &flow, snapshot.trust_domain())?;
+    let rule = find_allow(policies, &flow, snapshot.trust_domain())?;
+    Ok(Permit { generation: snapshot.generation(), rule, flow })
 }
 
-/// The policies that select `workload`.
+fn refuse_plaintext(destination: &Workload, flow: &Flow) -> Result<(), Denial> {
+    let strict = destination.peer_mode.mode(flow.port) == PeerMode::Strict;
+    if !strict || flow.peer != PeerIdentity::Unknown {
+        return Ok(());
+    }
+    let decided = destination.peer_mode.source(flow.port);
+    let rule = if decided.is_empty() { PEER_MODE } else { decided };
+    let reason = format!("port {} of {} is Strict and the peer is unproven", flow.port, destination.display_name());
+    Err(Denial::new(Outcome::PlaintextRefused, rule, reason))
+}
+
+/// Broken policies of either action deny everything they target: what they were to allow is not known.
+fn refuse_denied(policies: &[Arc<Policy>], flow: &Flow, trust_domain: &str) -> Result<(), Denial> {
+    for policy in policies {
+        if let Some(mistake) = &policy.broken {
+            let reason = format!("{} policy could not be read whole and denies its targets: {mistake}", policy.action);
+            return Err(Denial::new(Outcome::Denied, &policy.display_name(), reason));
+        }
+    }
+    for policy in policies.iter().filter(|policy| policy.action == Action::Deny) {
+        for (index, rule) in policy.rules.iter().enumerate() {
+            if matching::rule(rule, Action::Deny, flow, trust_domain).is_ok() {
+                let reason = format!("rules[{index}] matches peer {} on port {}", flow.peer, flow.port);
+                return Err(Denial::new(Outcome::Denied, &policy.display_name(), reason));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ALLOW policy that lets the flow in; `None` when no ALLOW policy selects the destination.
+fn find_allow(policies: &[Arc<Policy>], flow: &Flow, trust_domain: &str) -> Result<Option<Arc<str>>, Denial> {
+    let mut selected = None;
+    let mut nearest: Option<(&Policy, usize, Miss<'_>)> = None;
+    for policy in policies.iter().filter(|policy| policy.action == Action::Allow) {
+        selected = selected.or(Some(policy));
+        for (index, rule) in policy.rules.iter().enumerate() {
+            match matching::rule(rule, Action::Allow, flow, trust_domain) {
+                Ok(()) => return Ok(Some(policy.display_name().into())),
+                Err(miss) if nearest.is_none_or(|(_, _, best)| miss.matched > best.matched) => {
+                    nearest = Some((policy, index, miss));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+    match (nearest, selected) {
+        (Some((policy, index, miss)), _) => {
+            let reason = format!("no ALLOW rule matches; nearest is rules[{index}]: {}", miss.describe(flow));
+            Err(Denial::new(Outcome::Denied, &policy.display_name(), reason))
+        }
+        (None, Some(policy)) => {
+            let reason = "an ALLOW policy without rules allows nobody".to_owned();
+            Err(Denial::new(Outcome::Denied, &policy.display_name(), reason))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The policies that select `workload`, in the order given.
 #[must_use]
 pub fn selecting(workload: &Workload, policies: &[Arc<Policy>]) -> Vec<Arc<Policy>> {
-    let _ = (workload, policies);
-    Vec::new()
+    let selects = |policy: &&Arc<Policy>| policy.target.selects(&workload.namespace, &workload.labels);
+    policies.iter().filter(selects).cloned().collect()
 }

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::model::policy::Policy;
+use crate::model::policy::{Policy, Target};
 use crate::model::problem::Problem;
 use crate::model::service::ServicePort;
 use crate::model::workload::{Workload, WorkloadUid};
 
 /// What a source must hand over to make a [`Snapshot`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SnapshotParts {
     /// Name of the node this agent serves.
     pub node: Arc<str>,
@@ -54,14 +54,7 @@ impl Snapshot {
             .iter()
             .flat_map(|s| s.vips.iter().map(|ip| (SocketAddr::new(*ip, s.port), Arc::clone(s))))
             .collect();
-        let selected = parts
-            .workloads
-            .iter()
-            .filter_map(|w| {
-                let policies = crate::policy::selecting(w, &parts.policies);
-                (!policies.is_empty()).then(|| (Arc::clone(&w.uid), policies))
-            })
-            .collect();
+        let selected = select(&parts);
         Self { generation, parts, by_uid, by_ip, by_vip, selected }
     }
 
@@ -135,6 +128,27 @@ impl Snapshot {
     pub fn problems(&self) -> &[Problem] {
         &self.parts.problems
     }
+}
+
+/// The policies of each workload that has any. Looks at each policy once per namespace, then only at those that
+/// can select a workload there: thousands of policies in other namespaces cost nothing.
+fn select(parts: &SnapshotParts) -> HashMap<WorkloadUid, Vec<Arc<Policy>>> {
+    let mut by_namespace: HashMap<&str, Vec<Arc<Policy>>> = HashMap::new();
+    let mut selected = HashMap::new();
+    for workload in &parts.workloads {
+        let candidates = by_namespace.entry(&workload.namespace).or_insert_with(|| {
+            let reaches = |policy: &&Arc<Policy>| match &policy.target {
+                Target::Mesh => true,
+                Target::Namespace(own) | Target::Selector { namespace: own, .. } => *own == workload.namespace,
+            };
+            parts.policies.iter().filter(reaches).cloned().collect()
+        });
+        let policies = crate::policy::selecting(workload, candidates);
+        if !policies.is_empty() {
+            selected.insert(Arc::clone(&workload.uid), policies);
+        }
+    }
+    selected
 }
 
 /// Where `control` publishes and everybody else reads.
