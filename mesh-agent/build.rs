@@ -36,7 +36,9 @@ fn main() {
             let bytes = fs::read(&object).expect("just written");
             println!("cargo::rustc-env=MESH_EBPF_OBJECT_HASH={:016x}", fnv(&bytes));
         }
-        Err(why) => println!("cargo::warning=built without eBPF programs: {why}; `cargo xtask setup` installs the tools"),
+        Err(why) => {
+            println!("cargo::warning=built without eBPF programs: {why}; `cargo xtask setup` installs the tools")
+        }
     }
 }
 
