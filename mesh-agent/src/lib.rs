@@ -8,6 +8,7 @@ pub mod balance;
 pub mod capture;
 pub mod config;
 pub mod control;
+pub mod drain;
 pub mod identity;
 pub mod model;
 pub mod policy;

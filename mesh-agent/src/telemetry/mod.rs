@@ -1,1 +1,122 @@
-//! One record writes the access-log line and the metrics together.
+//! What the data path tells the outside: metrics and the access log, written together by one record.
+//!
+//! This room owns the metrics registry; other rooms register their own metrics in it and `admin` encodes it. It
+//! decides nothing and never blocks the data path.
+
+pub mod access_log;
+pub mod labels;
+pub mod metrics;
+pub mod record;
+pub mod series;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+
+use access_log::AccessLog;
+use labels::Reporter;
+use metrics::Metrics;
+use record::ConnectionRecord;
+use series::{SeriesCollector, SeriesStore};
+
+use crate::snapshot::Snapshot;
+
+/// The registry of every metric of the agent.
+#[derive(Debug, Default)]
+pub struct Registry(Mutex<prometheus_client::registry::Registry>);
+
+impl Registry {
+    /// Lets a room register its metrics; full names, without a common prefix.
+    pub fn register<T>(&self, register: impl FnOnce(&mut prometheus_client::registry::Registry) -> T) -> T {
+        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The OpenMetrics 1.0 text of everything registered, `# EOF` included.
+    ///
+    /// # Errors
+    /// When a collector fails to encode; none of ours does.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(text)
+    }
+}
+
+/// Metrics and access log of the data path.
+#[derive(Debug)]
+pub struct Telemetry {
+    registry: Arc<Registry>,
+    metrics: Metrics,
+    series: Arc<SeriesStore>,
+    access_log: Arc<AccessLog>,
+}
+
+impl Telemetry {
+    /// Registers the data path's metrics in `registry` and starts the access log over `out`.
+    ///
+    /// # Errors
+    /// When the log's thread cannot be started.
+    pub fn start(registry: Arc<Registry>, out: Box<dyn Write + Send>) -> std::io::Result<Arc<Self>> {
+        let access_log = Arc::new(AccessLog::start(out)?);
+        let series = Arc::new(SeriesStore::default());
+        let metrics = registry.register(|r| {
+            r.register_collector(Box::new(SeriesCollector(Arc::clone(&series))));
+            r.register_collector(Box::new(LogCollector(Arc::clone(&access_log))));
+            Metrics::register(r)
+        });
+        Ok(Arc::new(Self { registry, metrics, series, access_log }))
+    }
+
+    /// Opens the record of a connection just accepted.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, reporter: Reporter) -> ConnectionRecord {
+        ConnectionRecord::new(Arc::clone(self), reporter)
+    }
+
+    /// Forgets the series of workloads that left the mesh 15 minutes ago. To be called about once a minute.
+    pub fn sweep(&self, snapshot: &Snapshot) {
+        let names: std::collections::HashSet<(&str, &str)> =
+            snapshot.workloads().iter().map(|w| (&*w.namespace, &*w.app)).collect();
+        self.series.sweep(|namespace, name| names.contains(&(namespace, name)));
+    }
+
+    /// The registry.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Handles that the data path counts with.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn series(&self) -> &SeriesStore {
+        &self.series
+    }
+
+    fn access_log(&self) -> &AccessLog {
+        &self.access_log
+    }
+}
+
+#[derive(Debug)]
+struct LogCollector(Arc<AccessLog>);
+
+impl Collector for LogCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let dropped = ConstCounter::new(self.0.dropped());
+        let help = "Access-log lines dropped because the reader of the log was too slow";
+        dropped.encode(encoder.encode_descriptor("mesh_access_log_dropped", help, None, dropped.metric_type())?)?;
+        let failed = ConstCounter::new(self.0.failed());
+        let help = "Writes of the access log that the sink refused";
+        failed.encode(encoder.encode_descriptor("mesh_access_log_errors", help, None, failed.metric_type())?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

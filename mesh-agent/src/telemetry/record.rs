@@ -1,0 +1,230 @@
+//! The record of one connection: filled by the driver on the way, written once at the end.
+//!
+//! [`ConnectionRecord::record`] writes the access-log line and the metrics together, so they cannot disagree. A
+//! record that is dropped instead (its task was ended with the agent) is written as `agent_drained`.
+
+use std::cell::{Cell, OnceCell};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Telemetry;
+use super::access_log::{Line, Side, rfc3339};
+use super::labels::{Labels, Lane, Reporter, Security, ServiceName};
+use super::series::Series;
+use crate::model::addr::OrigDst;
+use crate::model::identity::Identity;
+use crate::model::outcome::Outcome;
+use crate::model::workload::Workload;
+
+/// One side of a connection, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Party {
+    /// Dashboard name of the workload; only from a declared object.
+    pub workload: Option<Arc<str>>,
+    /// Its namespace.
+    pub namespace: Option<Arc<str>>,
+    /// The identity that was *proven*.
+    pub identity: Option<Identity>,
+    /// Address.
+    pub ip: Option<IpAddr>,
+    /// Port.
+    pub port: Option<u16>,
+}
+
+impl Party {
+    /// Takes the names of a declared workload. Its identity is not taken: that needs a proof.
+    pub fn name(&mut self, workload: &Workload) {
+        self.workload = Some(Arc::clone(&workload.app));
+        self.namespace = Some(Arc::clone(&workload.namespace));
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The word.
+    pub outcome: Outcome,
+    /// The policy that ended it, where one did.
+    pub rule: Option<Arc<str>>,
+    /// One sentence; empty where the word says it all.
+    pub reason: String,
+}
+
+impl From<Outcome> for Ending {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, rule: None, reason: String::new() }
+    }
+}
+
+/// Counts bytes as they pass: for the log line of this connection and for its series at once.
+#[derive(Debug, Default)]
+pub struct Meter {
+    sent: Cell<u64>,
+    received: Cell<u64>,
+    series: OnceCell<Arc<Series>>,
+}
+
+impl Meter {
+    /// Bytes that the source sent have been handed on.
+    pub fn sent(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.sent.set(self.sent.get().saturating_add(bytes));
+        if let Some(series) = self.series.get() {
+            series.add_sent(bytes);
+        }
+    }
+
+    /// Bytes that the destination sent have been handed on.
+    pub fn received(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.received.set(self.received.get().saturating_add(bytes));
+        if let Some(series) = self.series.get() {
+            series.add_received(bytes);
+        }
+    }
+}
+
+/// Everything the mesh will say about one connection.
+#[derive(Debug)]
+pub struct ConnectionRecord {
+    telemetry: Arc<Telemetry>,
+    reporter: Reporter,
+    started: Instant,
+    connected: Option<Duration>,
+    meter: Meter,
+    done: bool,
+    /// The client.
+    pub source: Party,
+    /// The server.
+    pub destination: Party,
+    /// The Service that was dialled.
+    pub service: Option<ServiceName>,
+    /// What the application dialled.
+    pub orig_dst: Option<OrigDst>,
+    /// How the bytes travel.
+    pub lane: Lane,
+    /// What protects them.
+    pub security: Security,
+    /// The ALLOW policy that matched.
+    pub rule: Option<Arc<str>>,
+    /// Snapshot generation of the decision.
+    pub generation: u64,
+}
+
+impl ConnectionRecord {
+    pub(super) fn new(telemetry: Arc<Telemetry>, reporter: Reporter) -> Self {
+        telemetry.metrics().live(reporter).inc();
+        Self {
+            telemetry,
+            reporter,
+            started: Instant::now(),
+            connected: None,
+            meter: Meter::default(),
+            done: false,
+            source: Party::default(),
+            destination: Party::default(),
+            service: None,
+            orig_dst: None,
+            lane: Lane::Plaintext,
+            security: Security::None,
+            rule: None,
+            generation: 0,
+        }
+    }
+
+    /// The other side stands and the labels are final: counts the connection as opened, and its connect time.
+    pub fn established(&mut self) {
+        let took = self.started.elapsed();
+        self.connected = Some(took);
+        self.telemetry.metrics().connect_duration(self.reporter).observe(took.as_secs_f64());
+        self.resolve();
+    }
+
+    /// The counter of bytes; live from [`Self::established`] on.
+    #[must_use]
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Writes the log line and the metrics.
+    pub fn record(mut self, ending: impl Into<Ending>) {
+        self.write(&ending.into());
+    }
+
+    fn resolve(&self) -> Arc<Series> {
+        let labels = || Labels {
+            reporter: self.reporter,
+            source_workload: self.source.workload.clone(),
+            source_namespace: self.source.namespace.clone(),
+            destination_service: self.service.clone(),
+            destination_workload: self.destination.workload.clone(),
+            destination_namespace: self.destination.namespace.clone(),
+            lane: self.lane,
+            security: self.security,
+        };
+        Arc::clone(self.meter.series.get_or_init(|| self.telemetry.series().open(&labels())))
+    }
+
+    fn write(&mut self, ending: &Ending) {
+        self.done = true;
+        let series = self.resolve();
+        self.telemetry.series().close(&series, ending.outcome);
+        self.telemetry.metrics().live(self.reporter).dec();
+        let rule = ending.rule.as_deref().or(self.rule.as_deref());
+        if let (Reporter::Inbound, Some(policy)) = (self.reporter, ending.rule.as_ref()) {
+            self.telemetry.metrics().denied(policy, ending.outcome);
+        }
+        let mut destination = side(&self.destination);
+        destination.service = self.service.as_ref().map(ToString::to_string);
+        self.telemetry.access_log().write(&Line {
+            time: rfc3339(SystemTime::now()),
+            reporter: self.reporter,
+            source: side(&self.source),
+            destination,
+            orig_dst: self.orig_dst.map(OrigDst::addr),
+            lane: self.lane,
+            security: self.security,
+            rule,
+            outcome: ending.outcome.as_str(),
+            reason: &ending.reason,
+            bytes_sent: self.meter.sent.get(),
+            bytes_received: self.meter.received.get(),
+            duration_ms: milliseconds(self.started.elapsed()),
+            connect_ms: self.connected.map(milliseconds),
+            generation: self.generation,
+        });
+    }
+}
+
+impl Drop for ConnectionRecord {
+    fn drop(&mut self) {
+        if !self.done {
+            self.write(&Outcome::AgentDrained.into());
+        }
+    }
+}
+
+fn side(party: &Party) -> Side<'_> {
+    Side {
+        workload: party.workload.as_deref(),
+        namespace: party.namespace.as_deref(),
+        identity: party.identity.as_ref().map(ToString::to_string),
+        service: None,
+        ip: party.ip,
+        port: party.port,
+    }
+}
+
+/// Microseconds are as precise as a log line needs.
+#[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1_000.0
+}
+
+/// Splits an address into the fields of a [`Party`].
+impl From<SocketAddr> for Party {
+    fn from(addr: SocketAddr) -> Self {
+        Self { ip: Some(addr.ip()), port: Some(addr.port()), ..Self::default() }
+    }
+}
