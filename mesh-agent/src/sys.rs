@@ -1,1 +1,160 @@
 //! The agent's only unsafe code: system calls that no safe wrapper covers.
+
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use nix::libc;
+use nix::sched::{CloneFlags, setns};
+use tokio::io::unix::AsyncFd;
+
+/// `BPF_LINK_UPDATE` of `bpf(2)`.
+const BPF_LINK_UPDATE: libc::c_long = 29;
+/// `BPF_OBJ_GET` of `bpf(2)`.
+const BPF_OBJ_GET: libc::c_long = 7;
+/// `SO_NETNS_COOKIE` of asm-generic/socket.h, since Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The network namespace that the process started in.
+static HOME_NETNS: OnceLock<File> = OnceLock::new();
+
+/// Remembers the network namespace of the process. Called first in `main`, before any thread is made.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn remember_home_netns() -> io::Result<()> {
+    let home = File::open("/proc/self/ns/net")?;
+    let _ = HOME_NETNS.set(home);
+    Ok(())
+}
+
+/// Runs `f` with the calling thread in `netns`, then brings the thread back.
+///
+/// `f` must not await and must not start threads: both would run in the wrong place. Sockets made in it
+/// belong to `netns` for ever.
+///
+/// # Errors
+/// When the thread cannot enter `netns`. A thread that cannot come back would serve one pod's connections
+/// from another pod's network: the process aborts rather than go on.
+pub fn within_netns<T>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T) -> io::Result<T> {
+    let home = match HOME_NETNS.get() {
+        Some(home) => home,
+        None => {
+            remember_home_netns()?;
+            HOME_NETNS.get().ok_or_else(|| io::Error::other("no home network namespace"))?
+        }
+    };
+    setns(netns, CloneFlags::CLONE_NEWNET)?;
+    let result = f();
+    if setns(home, CloneFlags::CLONE_NEWNET).is_err() {
+        std::process::abort();
+    }
+    Ok(result)
+}
+
+/// The kernel's cookie of the network namespace that `socket` was made in; never reused, never zero.
+///
+/// # Errors
+/// On kernels before 5.14.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `len` are valid for writes of the sizes given, and outlive the call.
+    let ret = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    if ret == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets `IP_BIND_ADDRESS_NO_PORT`: `bind()` to port 0 leaves the port to `connect()`, which may then use the
+/// same one for several destinations. Works for both families.
+///
+/// # Errors
+/// On kernels before 4.2.
+pub fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: `on` is valid for reads of the size given, and outlives the call.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Replaces the program behind a link in one step: no connection sees the link without a program.
+///
+/// # Errors
+/// ENOLINK and relatives when what the link was attached to is gone.
+pub fn bpf_link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let attr =
+        Attr { link_fd: link.as_raw_fd() as u32, new_prog_fd: program.as_raw_fd() as u32, flags: 0, old_prog_fd: 0 };
+    // SAFETY: `attr` has the layout of this command's part of `union bpf_attr`, and outlives the call.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<Attr>()) };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens a pinned BPF object.
+///
+/// # Errors
+/// ENOENT when nothing is pinned at `path`.
+pub fn bpf_obj_get(path: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    #[repr(C)]
+    struct Attr {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let attr = Attr { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: `attr` has the layout of this command's part of `union bpf_attr`; it and `path` outlive the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<Attr>()) };
+    match libc::c_int::try_from(fd) {
+        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The inode number that identifies a namespace.
+///
+/// # Errors
+/// What `fstat(2)` says.
+pub fn namespace_inode(netns: &impl AsFd) -> io::Result<u64> {
+    Ok(nix::sys::stat::fstat(netns.as_fd())?.st_ino)
+}
+
+/// Core dumps and ptrace by other processes of the same user are off from here on: keys are in this memory.
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn set_undumpable() -> io::Result<()> {
+    // SAFETY: no pointer is involved.
+    let ret = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Registers a descriptor with the runtime's reactor.
+///
+/// # Errors
+/// What epoll says.
+pub fn async_fd<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `AsFd` promises that the descriptor stays open and the same for as long as `owner` lives, and
+    // `AsyncFd` owns `owner`.
+    unsafe { AsyncFd::register(owner) }.map_err(Into::into)
+}

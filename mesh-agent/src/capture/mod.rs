@@ -1,1 +1,20 @@
-//! Loads, attaches and pins the eBPF programs, enrols pods: the only user of aya.
+//! Loads, attaches and pins the eBPF programs and enrols pods: the only user of aya.
+//!
+//! Place in the flow: before it. What this room builds makes a pod's `connect()` arrive at a listener of
+//! `proxy`, and a delivery of `proxy` arrive at the application. It never decides on a connection itself and
+//! never reads Kubernetes objects: it makes the kernel's maps say what a [`crate::snapshot::Snapshot`] says.
+
+mod error;
+mod events;
+mod kernel;
+mod links;
+mod netlink;
+mod netns;
+mod pod;
+mod routes;
+mod sync;
+
+pub use error::{CaptureError, NotCaptured};
+pub use events::{Refusal, RefusalReader};
+pub use kernel::{Kernel, KernelConfig, uninstall};
+pub use pod::{EnrolledPod, PodSockets};

@@ -1,0 +1,329 @@
+//! The programs and maps of one instance: loaded, pinned, attached to its cgroup.
+//!
+//! ```text
+//! <bpffs>/<instance>/maps-<object hash>/<map>     reused by an agent with the same kernel half only
+//!                    links/<program>              cgroup links, updated in place
+//!                    pods/<netns cookie>          sk_lookup links, one for each enrolled pod
+//! ```
+//! An agent that dies leaves all of it in force: pods with policy stay refused, nothing fails open.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, SkStorage, SockHash};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SockOps};
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::counter::Counter;
+use mesh_common::key::{CidrKey, ListenerKey, PortKey, ServiceKey};
+use mesh_common::value::{OrigDst, PodValue, PortRule, ServiceValue};
+
+use super::error::CaptureError;
+use super::events::RefusalReader;
+use super::netns::{Netns, cgroup_of, cgroup_path};
+use super::pod::Enrolments;
+use super::sync::Mirror;
+use super::{links, routes};
+use crate::sys;
+
+#[cfg(mesh_ebpf)]
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT_PATH"));
+#[cfg(mesh_ebpf)]
+const OBJECT_HASH: &str = env!("MESH_EBPF_OBJECT_HASH");
+#[cfg(not(mesh_ebpf))]
+static OBJECT: &[u8] = &[];
+#[cfg(not(mesh_ebpf))]
+const OBJECT_HASH: &str = "none";
+
+const MAPS: [&str; 13] = [
+    "pods",
+    "services",
+    "mesh_ips",
+    "port_rules",
+    "excluded_cidrs",
+    "flows",
+    "orig_dsts",
+    "listeners",
+    "stats",
+    "events",
+    "ORIG",
+    "ACCEPTED",
+    "AGENT_SK",
+];
+const SOCK_ADDR_PROGRAMS: [&str; 4] = ["mesh_connect4", "mesh_connect6", "mesh_getpeername4", "mesh_getpeername6"];
+/// The agent's own cgroup below the attach point: `sock_ops` must see the sockets that it accepts.
+const OWN_CGROUP: &str = "mesh-agent";
+
+/// Where an instance of the agent lives. Nothing of it is global: several agents share one kernel.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// Name of the instance: its directory below `bpffs`.
+    pub instance: String,
+    /// The cgroup v2 directory above every pod of the node.
+    pub cgroup: PathBuf,
+    /// A mounted bpffs.
+    pub bpffs: PathBuf,
+}
+
+impl KernelConfig {
+    fn root(&self) -> PathBuf {
+        self.bpffs.join(&self.instance)
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.root().join(format!("maps-{OBJECT_HASH}"))
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root().join("links")
+    }
+
+    pub(super) fn pods(&self) -> PathBuf {
+        self.root().join("pods")
+    }
+}
+
+/// The kernel half of a running agent.
+pub struct Kernel {
+    pub(super) config: KernelConfig,
+    pub(super) node_inode: u64,
+    /// Path of the attach point as /proc/PID/cgroup shows it.
+    pub(super) attach_path: String,
+    pub(super) maps: Mutex<Maps>,
+    pub(super) enrolments: Enrolments,
+    stats: PerCpuArray<MapData, u64>,
+    home_cgroup: Option<PathBuf>,
+}
+
+/// The maps that the control side writes; one writer at a time.
+pub(super) struct Maps {
+    pub(super) pods: HashMap<MapData, u64, PodValue>,
+    pub(super) services: HashMap<MapData, ServiceKey, ServiceValue>,
+    pub(super) mesh_ips: HashMap<MapData, [u8; 16], u32>,
+    pub(super) port_rules: HashMap<MapData, PortKey, PortRule>,
+    pub(super) excluded_cidrs: LpmTrie<MapData, CidrKey, u32>,
+    pub(super) listeners: SockHash<MapData, ListenerKey>,
+    pub(super) mirror: Mirror,
+}
+
+impl Kernel {
+    /// Loads the kernel half and attaches it to the cgroup, or takes over what an earlier agent left pinned.
+    ///
+    /// # Errors
+    /// Names what is missing and what to do about it.
+    pub fn start(config: KernelConfig) -> Result<Self, CaptureError> {
+        if OBJECT.is_empty() {
+            return Err(CaptureError::NotBuilt);
+        }
+        let cgroup_error = |source| CaptureError::Cgroup { path: config.cgroup.clone(), source };
+        let cgroup = File::open(&config.cgroup).map_err(cgroup_error)?;
+        let (mount, attach_path) = cgroup_path(&config.cgroup)
+            .ok_or_else(|| cgroup_error(io::Error::new(io::ErrorKind::Unsupported, "not in a cgroup v2 mount")))?;
+        for dir in [config.root(), config.maps(), config.links(), config.pods()] {
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(|source| CaptureError::Bpffs { path: config.bpffs.clone(), source })?,
+            }
+        }
+        let home_cgroup = enter_own_cgroup(&config.cgroup, &mount, &attach_path).map_err(cgroup_error)?;
+        let mut ebpf = load(&config, None)?;
+        let maps = Maps::take(&mut ebpf)?;
+        let stats = take(&mut ebpf, "stats")?;
+        attach(&config, &cgroup, &mut ebpf)?;
+        remove_other_maps(&config);
+        let node = File::open("/proc/self/ns/net").and_then(|file| sys::namespace_inode(&file));
+        let node_inode = node.map_err(|e| CaptureError::kernel("/proc/self/ns/net", &e))?;
+        let enrolments = Enrolments::default();
+        Ok(Self { config, node_inode, attach_path, maps: Mutex::new(maps), enrolments, stats, home_cgroup })
+    }
+
+    /// Every exit counter with its sum over all CPUs.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(Counter, u64)> {
+        let sum =
+            |counter: &Counter| self.stats.get(&(*counter as u32), 0).map_or(0, |values| values.iter().copied().sum());
+        Counter::ALL.iter().map(|counter| (*counter, sum(counter))).collect()
+    }
+
+    /// The stream of refusals. To be taken once.
+    ///
+    /// # Errors
+    /// When the pinned ring cannot be opened.
+    pub fn refusals(&self) -> Result<RefusalReader, CaptureError> {
+        let ring: RingBuf<MapData> = open_pinned(&self.config, "events")?;
+        RefusalReader::new(ring)
+    }
+
+    pub(super) fn accepted_map(&self) -> Result<SkStorage<MapData, OrigDst>, CaptureError> {
+        open_pinned(&self.config, "ACCEPTED")
+    }
+
+    pub(super) fn agent_sk_map(&self) -> Result<SkStorage<MapData, u32>, CaptureError> {
+        open_pinned(&self.config, "AGENT_SK")
+    }
+
+    /// Attaches `sk_lookup` to one pod's netns, or puts this agent's program into the link that is there.
+    pub(super) fn install_lookup(&self, netns: &Netns) -> Result<(), CaptureError> {
+        let mut ebpf = load(&self.config, Some(netns.cookie))?;
+        let program: &mut SkLookup = program(&mut ebpf, "mesh_lookup")?;
+        program.load().map_err(|e| CaptureError::kernel("mesh_lookup", &e))?;
+        let fd = program.fd().map_err(|e| CaptureError::kernel("mesh_lookup", &e))?.try_clone();
+        let fd = fd.map_err(|e| CaptureError::kernel("mesh_lookup", &e))?;
+        links::install("mesh_lookup", &self.lookup_pin(netns.cookie), fd.as_fd(), || {
+            let attached = program.attach(netns.file()).and_then(|id| program.take_link(id));
+            attached.map(FdLink::from).map_err(|e| CaptureError::kernel("mesh_lookup", &e))
+        })
+    }
+
+    pub(super) fn lookup_pin(&self, cookie: u64) -> PathBuf {
+        self.config.pods().join(cookie.to_string())
+    }
+
+    /// Leaves the agent's cgroup, so that it can be removed with the instance.
+    pub fn leave_cgroup(&self) {
+        if let Some(home) = &self.home_cgroup {
+            let _ = fs::write(home.join("cgroup.procs"), "0");
+            let _ = fs::remove_dir(self.config.cgroup.join(OWN_CGROUP));
+        }
+    }
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        let mut maps = Self {
+            pods: take(ebpf, "pods")?,
+            services: take(ebpf, "services")?,
+            mesh_ips: take(ebpf, "mesh_ips")?,
+            port_rules: take(ebpf, "port_rules")?,
+            excluded_cidrs: take(ebpf, "excluded_cidrs")?,
+            listeners: take(ebpf, "listeners")?,
+            mirror: Mirror::default(),
+        };
+        maps.mirror = Mirror::of(&maps);
+        Ok(maps)
+    }
+}
+
+fn load(config: &KernelConfig, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureError> {
+    let dir = config.maps();
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, dir.join(name));
+    }
+    let cookie = pod_cookie.unwrap_or_default();
+    loader.override_global("POD_COOKIE", &cookie, true);
+    loader.load(OBJECT).map_err(|e| CaptureError::kernel("the object", &e))
+}
+
+fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CaptureError> {
+    let map = ebpf.take_map(name).ok_or_else(|| CaptureError::map(name, &io::Error::other("not in the object")))?;
+    M::try_from(map).map_err(|e| CaptureError::map(name, &e))
+}
+
+fn open_pinned<M: TryFrom<Map, Error = aya::maps::MapError>>(
+    config: &KernelConfig,
+    name: &'static str,
+) -> Result<M, CaptureError> {
+    let data = MapData::from_pin(config.maps().join(name)).map_err(|e| CaptureError::map(name, &e))?;
+    let map = Map::from_map_data(data).map_err(|e| CaptureError::map(name, &e))?;
+    M::try_from(map).map_err(|e| CaptureError::map(name, &e))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, CaptureError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let found =
+        ebpf.program_mut(name).ok_or_else(|| CaptureError::kernel(name, &io::Error::other("not in the object")))?;
+    found.try_into().map_err(|e| CaptureError::kernel(name, &e))
+}
+
+fn attach(config: &KernelConfig, cgroup: &File, ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    for name in SOCK_ADDR_PROGRAMS {
+        let fail = |e: aya::programs::ProgramError| CaptureError::kernel(name, &e);
+        let program: &mut CgroupSockAddr = program(ebpf, name)?;
+        program.load().map_err(fail)?;
+        let fd = program.fd().map_err(fail)?.try_clone().map_err(|e| CaptureError::kernel(name, &e))?;
+        links::install(name, &config.links().join(name), fd.as_fd(), || {
+            // Links are always "multi": the flag is refused for them.
+            let attached = program.attach(cgroup, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
+            FdLink::try_from(attached.map_err(fail)?).map_err(|e| CaptureError::kernel(name, &e))
+        })?;
+    }
+    let name = "mesh_sockops";
+    let fail = |e: aya::programs::ProgramError| CaptureError::kernel(name, &e);
+    let program: &mut SockOps = program(ebpf, name)?;
+    program.load().map_err(fail)?;
+    let fd = program.fd().map_err(fail)?.try_clone().map_err(|e| CaptureError::kernel(name, &e))?;
+    links::install(name, &config.links().join(name), fd.as_fd(), || {
+        let attached = program.attach(cgroup, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
+        FdLink::try_from(attached.map_err(fail)?).map_err(|e| CaptureError::kernel(name, &e))
+    })
+}
+
+/// Moves the agent below the attach point, unless it is there. Returns where it was.
+fn enter_own_cgroup(cgroup: &Path, mount: &Path, attach_path: &str) -> io::Result<Option<PathBuf>> {
+    let current = cgroup_of("self").unwrap_or_default();
+    let own = cgroup.join(OWN_CGROUP);
+    if !attach_path.is_empty() && current.starts_with(&format!("{attach_path}/")) {
+        return Ok(None);
+    }
+    match fs::create_dir(&own) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    fs::write(own.join("cgroup.procs"), "0")?;
+    Ok(Some(mount.join(current.trim_start_matches('/'))))
+}
+
+/// Maps of another kernel half: nobody but links that are updated by now referred to them.
+fn remove_other_maps(config: &KernelConfig) {
+    let keep = config.maps();
+    let Ok(entries) = fs::read_dir(config.root()) else { return };
+    for dir in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        let is_maps = dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps-"));
+        if is_maps && dir != keep {
+            tracing::info!(dir = %dir.display(), "removing the maps of another version");
+            remove_dir(&dir);
+        }
+    }
+}
+
+fn remove_dir(dir: &Path) {
+    if let Ok(entries) = fs::read_dir(dir) {
+        for entry in entries.filter_map(Result::ok) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+/// Leaves a node as it was found: no program, map, rule or sysctl of this instance remains.
+///
+/// Goes through every network namespace that a process or a name under /run/netns holds, because the agent
+/// that knew its pods may be gone.
+///
+/// # Errors
+/// When the instance's directory cannot be removed.
+pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
+    for dir in [config.pods(), config.links(), config.maps()] {
+        remove_dir(&dir);
+    }
+    remove_other_maps(config);
+    for netns in named_netns() {
+        let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));
+    }
+    let _ = fs::remove_dir(config.cgroup.join(OWN_CGROUP));
+    match fs::remove_dir(config.root()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn named_netns() -> Vec<File> {
+    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+    entries.filter_map(|entry| File::open(entry.ok()?.path()).ok()).collect()
+}

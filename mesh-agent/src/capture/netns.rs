@@ -1,0 +1,161 @@
+//! A pod's network namespace: found, checked, entered.
+//!
+//! Everything later trusts the cookie: so a namespace is accepted only if it is no node's, belongs to no other
+//! pod and holds every address that the pod is said to have (design §5).
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use socket2::{Domain, Socket, Type};
+
+use super::error::NotCaptured;
+use crate::model::workload::{Workload, WorkloadUid};
+use crate::sys;
+
+/// An open network namespace with the kernel's name for it.
+#[derive(Debug)]
+pub(super) struct Netns {
+    file: File,
+    pub(super) cookie: u64,
+    pub(super) inode: u64,
+}
+
+impl Netns {
+    /// Opens and checks the namespace of `workload`. `owners` says which inode belongs to which enrolled pod.
+    pub(super) fn of(
+        workload: &Workload,
+        node_inode: u64,
+        owners: &HashMap<u64, WorkloadUid>,
+    ) -> Result<Arc<Self>, NotCaptured> {
+        let path = workload.netns.as_deref().ok_or(NotCaptured::NetnsUnknown)?;
+        let netns = Self::open(path)?;
+        if netns.inode == node_inode {
+            return Err(NotCaptured::NetnsMismatch(format!("{} is the node's own", path.display())));
+        }
+        if let Some(owner) = owners.get(&netns.inode)
+            && *owner != workload.uid
+        {
+            return Err(NotCaptured::NetnsMismatch(format!("{} belongs to pod uid {owner}", path.display())));
+        }
+        let held = netns.addresses().map_err(|e| NotCaptured::System(format!("listing addresses: {e}")))?;
+        if let Some(missing) = workload.ips.iter().find(|ip| !held.contains(ip)) {
+            let reason = format!("{} does not hold the pod's address {missing}", path.display());
+            return Err(NotCaptured::NetnsMismatch(reason));
+        }
+        if workload.ips.is_empty() {
+            return Err(NotCaptured::NetnsMismatch("the pod has no address".to_owned()));
+        }
+        Ok(Arc::new(netns))
+    }
+
+    fn open(path: &Path) -> Result<Self, NotCaptured> {
+        let gone = |source| NotCaptured::NetnsGone { path: path.to_owned(), source };
+        let file = File::open(path).map_err(gone)?;
+        let inode = sys::namespace_inode(&file).map_err(gone)?;
+        let probe = sys::within_netns(file.as_fd(), || Socket::new(Domain::IPV4, Type::DGRAM, None));
+        // A path that is no network namespace fails here with EINVAL.
+        let probe = probe.and_then(|socket| socket).map_err(gone)?;
+        let cookie = sys::netns_cookie(probe.as_fd()).map_err(gone)?;
+        Ok(Self { file, cookie, inode })
+    }
+
+    /// The cookie of a workload's namespace, without any of the checks.
+    pub(super) fn cookie_of(workload: &Workload) -> Option<u64> {
+        Self::open(workload.netns.as_deref()?).ok().map(|netns| netns.cookie)
+    }
+
+    /// Runs `f` inside; see [`sys::within_netns`].
+    pub(super) fn within<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        sys::within_netns(self.file.as_fd(), f)?
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Addresses of every interface but loopback.
+    fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        self.within(|| {
+            let interfaces = nix::ifaddrs::getifaddrs()?;
+            Ok(interfaces
+                .filter(|interface| !interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_LOOPBACK))
+                .filter_map(|interface| interface.address)
+                .filter_map(|address| {
+                    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+                    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+                })
+                .collect())
+        })
+    }
+
+    /// The first process of this namespace that lives outside `attach_point` (a cgroup path as in
+    /// /proc/PID/cgroup). A socket's hooks follow the cgroup of the process that made it.
+    pub(super) fn process_outside(&self, attach_point: &str) -> Option<(i32, String)> {
+        processes().into_iter().find_map(|pid| {
+            if fs::metadata(format!("/proc/{pid}/ns/net")).map(|m| inode(&m)).ok() != Some(self.inode) {
+                return None;
+            }
+            let cgroup = cgroup_of(&pid.to_string())?;
+            (!is_below(&cgroup, attach_point)).then_some((pid, cgroup))
+        })
+    }
+}
+
+fn inode(metadata: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(metadata)
+}
+
+fn processes() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The cgroup v2 path of a process (`0::` line), relative to the mount.
+pub(super) fn cgroup_of(pid: &str) -> Option<String> {
+    let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    lines.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+}
+
+fn is_below(path: &str, ancestor: &str) -> bool {
+    let ancestor = ancestor.trim_end_matches('/');
+    path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The mount point of the cgroup v2 hierarchy that `dir` lies in, and the path of `dir` inside it.
+pub(super) fn cgroup_path(dir: &Path) -> Option<(PathBuf, String)> {
+    let dir = dir.canonicalize().ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let mut left = left.split(' ').skip(3);
+            let (root, point) = (left.next()?, left.next()?);
+            if right.split(' ').next()? != "cgroup2" {
+                return None;
+            }
+            let inside = dir.strip_prefix(point).ok()?;
+            let path = Path::new(root).join(inside);
+            Some((PathBuf::from(point), path.to_str()?.trim_end_matches('/').to_owned()))
+        })
+        .max_by_key(|(point, _)| point.as_os_str().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn below_means_the_same_or_a_child_never_a_longer_name() {
+        assert!(is_below("/kubepods/pod1", "/kubepods"));
+        assert!(is_below("/kubepods", "/kubepods/"));
+        assert!(is_below("/anything", ""));
+        assert!(!is_below("/kubepods-other/pod1", "/kubepods"));
+        assert!(!is_below("/", "/kubepods"));
+    }
+}

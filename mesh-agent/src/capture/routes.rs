@@ -1,0 +1,112 @@
+//! What a pod's netns needs so that a delivered connection carries the client's own address.
+//!
+//! The agent binds its delivery socket to the client's address (`IP_TRANSPARENT`) and marks it; the answers of
+//! the application must come back to that socket instead of leaving through the pod's interface. So the
+//! accepted socket inherits the mark (`tcp_fwmark_accept`), and marked packets find a table in which
+//! everything is local. The mark is matched in all 32 bits: an application that happens to mark its own
+//! packets is not caught, short of choosing the same value.
+
+use std::{fs, io};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::netlink::request;
+
+/// The mark on delivery sockets ("MESH").
+pub(super) const MARK: u32 = 0x4d45_5348;
+/// The routing table that marked packets use; the same number, to be recognised.
+const TABLE: u32 = MARK;
+/// Before the main table (32766), after the local one (0).
+const PRIORITY: u32 = 19_600;
+const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+const LOOPBACK_IFINDEX: u32 = 1;
+const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+
+/// Installs rule, table and sysctl in the calling thread's network namespace; what is there already stays.
+pub(super) fn install() -> io::Result<()> {
+    fs::write(SYSCTL, "1")?;
+    for family in FAMILIES {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let installed =
+            tolerate(request(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(route(family)), flags), nix::libc::EEXIST)
+                .and_then(|()| {
+                    tolerate(
+                        request(NETLINK_ROUTE, RouteNetlinkMessage::NewRule(rule(family)), flags),
+                        nix::libc::EEXIST,
+                    )
+                });
+        match installed {
+            // A kernel or netns without IPv6 has nothing to deliver over it.
+            Err(_) if family == AddressFamily::Inet6 && !std::path::Path::new("/proc/net/if_inet6").exists() => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes them away again. The sysctl goes back to its default; delivered connections must have ended.
+pub(super) fn remove() -> io::Result<()> {
+    let missing = [nix::libc::ENOENT, nix::libc::ESRCH, nix::libc::EAFNOSUPPORT, nix::libc::EOPNOTSUPP];
+    for family in FAMILIES {
+        for message in [RouteNetlinkMessage::DelRule(rule(family)), RouteNetlinkMessage::DelRoute(route(family))] {
+            match request(NETLINK_ROUTE, message, 0) {
+                Err(e) if e.raw_os_error().is_some_and(|code| missing.contains(&code)) => {}
+                other => other?,
+            }
+        }
+    }
+    fs::write(SYSCTL, "0")
+}
+
+fn tolerate(result: io::Result<()>, errno: i32) -> io::Result<()> {
+    match result {
+        Err(e) if e.raw_os_error() == Some(errno) => Ok(()),
+        other => other,
+    }
+}
+
+fn rule(family: AddressFamily) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::FwMark(MARK),
+        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::Table(TABLE),
+        RuleAttribute::Priority(PRIORITY),
+    ];
+    rule
+}
+
+fn route(family: AddressFamily) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header = RouteHeader {
+        address_family: family,
+        table: RouteHeader::RT_TABLE_UNSPEC,
+        protocol: RouteProtocol::Static,
+        scope: RouteScope::Host,
+        kind: RouteType::Local,
+        ..RouteHeader::default()
+    };
+    route.attributes = vec![RouteAttribute::Table(TABLE), RouteAttribute::Oif(LOOPBACK_IFINDEX)];
+    route
+}
+
+/// Whether the calling thread's network namespace has our rule.
+pub(super) fn is_installed() -> bool {
+    let probe = |family| {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match request(NETLINK_ROUTE, RouteNetlinkMessage::NewRule(rule(family)), flags) {
+            Err(error) => error.raw_os_error() == Some(nix::libc::EEXIST),
+            Ok(()) => {
+                let _ = request(NETLINK_ROUTE, RouteNetlinkMessage::DelRule(rule(family)), 0);
+                false
+            }
+        }
+    };
+    FAMILIES.into_iter().any(probe)
+}

@@ -1,0 +1,291 @@
+//! Makes the kernel's maps say what the snapshot says: only differences are written.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+
+use aya::maps::lpm_trie::Key;
+use mesh_common::key::{
+    CidrKey, INBOUND, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OUTBOUND, PortKey,
+    ServiceKey, v4_mapped,
+};
+use mesh_common::value::{
+    POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_STRICT, PodValue, PortRule,
+    SERVICE_EMPTY, ServiceValue,
+};
+
+use super::error::CaptureError;
+use super::kernel::{Kernel, Maps};
+use super::links;
+use super::netns::Netns;
+use super::pod::EnrolledPod;
+use crate::model::service::{Endpoint, ServicePort};
+use crate::model::workload::{PeerMode, Workload};
+use crate::snapshot::Snapshot;
+
+const IPPROTO_TCP: u16 = 6;
+
+/// What the maps hold, so that a sync costs what changed.
+#[derive(Default)]
+pub(super) struct Mirror {
+    services: HashMap<ServiceKey, ServiceValue>,
+    mesh_ips: HashSet<Ip>,
+    port_rules: HashMap<PortKey, PortRule>,
+    cidrs: HashSet<(u32, CidrKey)>,
+}
+
+impl Mirror {
+    /// Reads what an earlier agent left.
+    pub(super) fn of(maps: &Maps) -> Self {
+        Self {
+            services: maps.services.iter().filter_map(Result::ok).collect(),
+            mesh_ips: maps.mesh_ips.keys().filter_map(Result::ok).collect(),
+            port_rules: maps.port_rules.iter().filter_map(Result::ok).collect(),
+            cidrs: maps
+                .excluded_cidrs
+                .keys()
+                .filter_map(Result::ok)
+                .map(|key| (key.prefix_len(), key.data()))
+                .collect(),
+        }
+    }
+}
+
+impl Kernel {
+    pub(super) fn lock_maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes services, mesh addresses and the rules of every enrolled pod. Blocks for as long as it writes.
+    ///
+    /// # Errors
+    /// The first map that cannot be written; the others are brought up to date all the same.
+    pub fn sync(&self, snapshot: &Snapshot) -> Result<(), CaptureError> {
+        let pods: Vec<_> = self.enrolments.lock().values().cloned().collect();
+        let mut maps = self.lock_maps();
+        let mut first_error = Ok(());
+        let mut keep = |result: Result<(), CaptureError>| {
+            if let Err(error) = result {
+                tracing::error!(%error, "the kernel's maps are behind the snapshot");
+                if first_error.is_ok() {
+                    first_error = Err(error);
+                }
+            }
+        };
+        for pod in pods {
+            use crate::proxy::pod_net::PodNet;
+            if let Some(workload) = snapshot.workload(pod.uid()) {
+                let has_policy = !snapshot.policies_for(pod.uid()).is_empty();
+                keep(write_pod(&mut maps, &pod, workload, has_policy));
+            }
+        }
+        keep(sync_mesh_ips(&mut maps, snapshot));
+        keep(sync_services(&mut maps, snapshot));
+        first_error
+    }
+
+    /// Removes what an earlier agent left of pods that are not in the mesh any more. `known` are the node's
+    /// opted-in pods: also those that could not be enrolled now keep what protects them.
+    pub fn reap<'a>(&self, known: impl Iterator<Item = &'a Workload>) {
+        let keep: HashSet<u64> = known.filter_map(Netns::cookie_of).collect();
+        let Ok(pins) = fs::read_dir(self.config.pods()) else { return };
+        for pin in pins.filter_map(Result::ok) {
+            let cookie = pin.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            let Some(cookie) = cookie.filter(|cookie| !keep.contains(cookie)) else { continue };
+            tracing::info!(netns_cookie = cookie, "removing the hook of a pod that left while no agent ran");
+            let _ = links::remove(&pin.path());
+            remove_cookie(&mut self.lock_maps(), cookie);
+        }
+    }
+}
+
+/// Whether the entry sends outbound connections to the agent.
+pub(super) fn captures(pod: &PodValue) -> bool {
+    pod.flags & POD_CAPTURES != 0
+}
+
+/// Writes a pod's entry and its port and CIDR rules: rules first, so that no entry is without them.
+pub(super) fn write_pod(
+    maps: &mut Maps,
+    pod: &EnrolledPod,
+    workload: &Workload,
+    has_policy: bool,
+) -> Result<(), CaptureError> {
+    let cookie = pod.netns.cookie;
+    let lenient = pod.lenient.load(Ordering::Relaxed);
+    let rules = port_rules(cookie, workload, lenient);
+    let cidrs = cidr_rules(cookie, workload);
+    sync_port_rules(maps, cookie, &rules)?;
+    sync_cidrs(maps, cookie, &cidrs)?;
+    let mut flags = 0;
+    if pod.captures.load(Ordering::Relaxed) {
+        flags |= POD_CAPTURES;
+    }
+    if workload.peer_mode.default == PeerMode::Strict && !lenient {
+        flags |= POD_STRICT;
+    }
+    if has_policy {
+        flags |= POD_POLICY;
+    }
+    let first = |v4: bool| workload.ips.iter().find(|ip| ip.is_ipv4() == v4).map_or([0; 16], |ip| key_ip(*ip));
+    let value = PodValue { ip4: first(true), ip6: first(false), flags, pad: 0 };
+    if maps.pods.get(&cookie, 0).ok() == Some(value) {
+        return Ok(());
+    }
+    maps.pods.insert(cookie, value, 0).map_err(|e| CaptureError::map("pods", &e))
+}
+
+/// Writes the capture flag of an entry that is there.
+pub(super) fn update_flags(maps: &mut Maps, pod: &EnrolledPod) -> Result<(), CaptureError> {
+    let cookie = pod.netns.cookie;
+    let Ok(mut value) = maps.pods.get(&cookie, 0) else { return Ok(()) };
+    value.flags =
+        if pod.captures.load(Ordering::Relaxed) { value.flags | POD_CAPTURES } else { value.flags & !POD_CAPTURES };
+    maps.pods.insert(cookie, value, 0).map_err(|e| CaptureError::map("pods", &e))
+}
+
+/// Removes everything that the maps hold of one netns.
+pub(super) fn remove_cookie(maps: &mut Maps, cookie: u64) {
+    let _ = maps.pods.remove(&cookie);
+    for kind in [LISTENER_OUTBOUND, LISTENER_TUNNEL, LISTENER_PLAINTEXT] {
+        let _ = maps.listeners.remove(&ListenerKey { netns_cookie: cookie, kind, pad: 0 });
+    }
+    let _ = sync_port_rules(maps, cookie, &HashMap::new());
+    let _ = sync_cidrs(maps, cookie, &HashSet::new());
+}
+
+fn port_rules(cookie: u64, workload: &Workload, lenient: bool) -> HashMap<PortKey, PortRule> {
+    let key = |port, direction| PortKey { netns_cookie: cookie, port, direction, pad: 0 };
+    let mut rules = HashMap::new();
+    for (port, mode) in &workload.peer_mode.ports {
+        let rule = match mode {
+            PeerMode::Strict if !lenient => PORT_STRICT,
+            _ => PORT_PERMISSIVE,
+        };
+        rules.insert(key(*port, INBOUND), PortRule { rule });
+    }
+    for port in &workload.exclusions.inbound_ports {
+        rules.insert(key(*port, INBOUND), PortRule { rule: PORT_EXCLUDED });
+    }
+    for port in &workload.exclusions.outbound_ports {
+        rules.insert(key(*port, OUTBOUND), PortRule { rule: PORT_EXCLUDED });
+    }
+    rules
+}
+
+fn cidr_rules(cookie: u64, workload: &Workload) -> HashSet<(u32, CidrKey)> {
+    /// Bits of the cookie in front of the address.
+    const COOKIE_BITS: u32 = 64;
+    let rule = |net: &ipnet::IpNet| {
+        let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+        let data = CidrKey { netns_cookie: cookie.to_ne_bytes(), ip: key_ip(net.network()) };
+        (COOKIE_BITS + mapped + u32::from(net.prefix_len()), data)
+    };
+    workload.exclusions.outbound_cidrs.iter().map(rule).collect()
+}
+
+fn sync_port_rules(maps: &mut Maps, cookie: u64, wanted: &HashMap<PortKey, PortRule>) -> Result<(), CaptureError> {
+    for (key, rule) in wanted {
+        if maps.mirror.port_rules.get(key) != Some(rule) {
+            maps.port_rules.insert(key, rule, 0).map_err(|e| CaptureError::map("port_rules", &e))?;
+            maps.mirror.port_rules.insert(*key, *rule);
+        }
+    }
+    let stale: Vec<PortKey> = maps
+        .mirror
+        .port_rules
+        .keys()
+        .filter(|k| k.netns_cookie == cookie && !wanted.contains_key(k))
+        .copied()
+        .collect();
+    for key in stale {
+        let _ = maps.port_rules.remove(&key);
+        maps.mirror.port_rules.remove(&key);
+    }
+    Ok(())
+}
+
+fn sync_cidrs(maps: &mut Maps, cookie: u64, wanted: &HashSet<(u32, CidrKey)>) -> Result<(), CaptureError> {
+    for (len, data) in wanted {
+        if maps.mirror.cidrs.insert((*len, *data)) {
+            let inserted = maps.excluded_cidrs.insert(&Key::new(*len, *data), 1, 0);
+            inserted.map_err(|e| CaptureError::map("excluded_cidrs", &e))?;
+        }
+    }
+    let own = cookie.to_ne_bytes();
+    let stale: Vec<_> =
+        maps.mirror.cidrs.iter().filter(|k| k.1.netns_cookie == own && !wanted.contains(k)).copied().collect();
+    for (len, data) in stale {
+        let _ = maps.excluded_cidrs.remove(&Key::new(len, data));
+        maps.mirror.cidrs.remove(&(len, data));
+    }
+    Ok(())
+}
+
+fn sync_mesh_ips(maps: &mut Maps, snapshot: &Snapshot) -> Result<(), CaptureError> {
+    let wanted: HashSet<Ip> = snapshot
+        .workloads()
+        .iter()
+        .filter(|workload| workload.captured.is_some())
+        .flat_map(|workload| workload.ips.iter().map(|ip| key_ip(*ip)))
+        .collect();
+    for ip in &wanted {
+        if !maps.mirror.mesh_ips.contains(ip) {
+            maps.mesh_ips.insert(ip, 1, 0).map_err(|e| CaptureError::map("mesh_ips", &e))?;
+            maps.mirror.mesh_ips.insert(*ip);
+        }
+    }
+    let stale: Vec<Ip> = maps.mirror.mesh_ips.difference(&wanted).copied().collect();
+    for ip in stale {
+        let _ = maps.mesh_ips.remove(&ip);
+        maps.mirror.mesh_ips.remove(&ip);
+    }
+    Ok(())
+}
+
+fn sync_services(maps: &mut Maps, snapshot: &Snapshot) -> Result<(), CaptureError> {
+    let mut wanted = HashMap::new();
+    for service in snapshot.services() {
+        for vip in &service.vips {
+            let key = ServiceKey { ip: key_ip(*vip), port: service.port, protocol: IPPROTO_TCP };
+            wanted.insert(key, service_value(service, *vip, snapshot.node()));
+        }
+    }
+    for (key, value) in &wanted {
+        if maps.mirror.services.get(key) != Some(value) {
+            maps.services.insert(key, value, 0).map_err(|e| CaptureError::map("services", &e))?;
+            maps.mirror.services.insert(*key, *value);
+        }
+    }
+    let stale: Vec<ServiceKey> = maps.mirror.services.keys().filter(|k| !wanted.contains_key(k)).copied().collect();
+    for key in stale {
+        let _ = maps.services.remove(&key);
+        maps.mirror.services.remove(&key);
+    }
+    Ok(())
+}
+
+/// A service for the kernel: empty or not, and the endpoint to fall back to while the agent is away.
+fn service_value(service: &ServicePort, vip: IpAddr, node: &str) -> ServiceValue {
+    let eligible = |endpoint: &&Endpoint| {
+        (endpoint.ready || endpoint.serving && endpoint.terminating)
+            && (!service.local_only || &*endpoint.node == node)
+            && endpoint.addr.ip().is_ipv4() == vip.is_ipv4()
+    };
+    let mut endpoints = service.endpoints.iter().filter(eligible);
+    // A ready one if there is one, else one that still serves while it terminates.
+    let first = endpoints.clone().find(|endpoint| endpoint.ready).or_else(|| endpoints.next());
+    match first.map(|endpoint| endpoint.addr.addr()) {
+        Some(addr) => ServiceValue { fallback_ip: key_ip(addr.ip()), fallback_port: addr.port(), flags: 0 },
+        None => ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: SERVICE_EMPTY },
+    }
+}
+
+fn key_ip(ip: IpAddr) -> Ip {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4_mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
