@@ -1,1 +1,18 @@
-//! Test harness: pods as network namespaces and cgroups, nodes as instances.
+//! Test harness: nodes and pods as network namespaces and cgroups of this machine, real servers in them.
+//!
+//! Everything a test makes is a guard that takes it away again, also after a panic; [`leftovers`] proves it.
+//! Names carry the process id, so runs side by side do not meet. Nothing here knows the agent's inside: it
+//! is started as a program and judged by what it does on the wire, in its log and in its metrics.
+
+pub mod bpf;
+pub mod cgroup;
+pub mod http;
+pub mod leftovers;
+pub mod netns;
+pub mod pod;
+pub mod process;
+pub mod run;
+pub mod sys;
+pub mod topology;
+pub mod wait;
+pub mod wire;

@@ -1,0 +1,83 @@
+//! `mesh-sample KIND`: small applications that know nothing of any mesh, for the suites, the demo and the bench.
+//!
+//! Servers run until they are killed and print a line of JSON per event; clients end by themselves and print
+//! one object of JSON as their last line. Threads and blocking sockets only: the plainest program there is.
+
+mod churn;
+mod http;
+mod options;
+mod pattern;
+mod probe;
+mod servers;
+mod transfer;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use options::Options;
+
+const USAGE: &str = "\
+mesh-sample KIND [--option value]...
+
+servers (--port N)
+  http        --name NAME [--calls HOST:PORT]...: who it is, whom it sees, and what those it calls answer
+  echo        sends back what it gets, and its end of data
+  greeter     speaks first, then echoes
+  sink        reads to the end; prints how many bytes each connection brought
+  after-eof   --bytes N: answers only after the client's end of data
+  early-fin   ends its own direction at once, then reads to the end
+  reset       resets the connection after the first byte
+  transfer    --bytes N: sends and checks N bytes at once
+
+clients (--to IP:PORT)
+  dial        --every-ms N --count N: a connection at a steady pace; prints each
+  churn       --count N --parallel N [--per-second N] --to may be a list: short connections, closed by the client
+  burst       --count N: all open at once, then all closed
+  shout       --count N --parallel N --bytes N: connect, write, close
+  transfer    --bytes N: sends and checks N bytes at once
+  half-close  --bytes N: ends its data, then reads the answer of `after-eof`
+  late        reads `early-fin`'s end, then sends --bytes N
+  probe       connects, waits for the first byte at most --within-ms N; tells what happened
+  get         --path PATH: one HTTP request
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-sample: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let kind = arguments.next().unwrap_or_default();
+    let options = Options::parse(arguments)?;
+    let is_server = options.has("port");
+    match kind.as_str() {
+        "http" => http::serve(&options),
+        "echo" => servers::serve(&options, servers::echo),
+        "greeter" => servers::serve(&options, servers::greeter),
+        "sink" => servers::serve(&options, servers::sink),
+        "after-eof" => servers::serve(&options, servers::after_eof),
+        "early-fin" => servers::serve(&options, servers::early_fin),
+        "reset" => servers::serve(&options, servers::reset),
+        "transfer" if is_server => servers::serve(&options, transfer::server),
+        "transfer" => transfer::client(&options),
+        "half-close" => transfer::half_close(&options),
+        "late" => transfer::late(&options),
+        "dial" => churn::dial(&options),
+        "churn" => churn::churn(&options),
+        "burst" => churn::burst(&options),
+        "shout" => churn::shout(&options),
+        "probe" => probe::probe(&options),
+        "get" => http::get(&options),
+        "help" | "--help" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("there is no kind `{other}`\n\n{USAGE}"),
+    }
+}

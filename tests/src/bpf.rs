@@ -1,0 +1,41 @@
+//! What is attached where: asked of the kernel, whoever attached it.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::libc::EINVAL;
+
+use crate::sys;
+
+/// Every `enum bpf_attach_type` of a cgroup: packets, sockets, addresses, system calls of files and options.
+const CGROUP_TYPES: [u32; 22] = [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 18, 19, 20, 21, 22, 29, 30, 31, 32, 34];
+/// `BPF_SK_LOOKUP`.
+const SK_LOOKUP: u32 = 36;
+
+/// How many programs are attached to the cgroup itself, of every type.
+///
+/// # Errors
+/// When the cgroup cannot be opened or asked.
+pub fn attached_to_cgroup(cgroup: &Path) -> Result<u32> {
+    let folder = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
+    let mut count = 0;
+    for attach_type in CGROUP_TYPES {
+        match sys::attached_programs(folder.as_fd(), attach_type) {
+            Ok(programs) => count += programs,
+            // A kernel too old for this type has nothing attached by it.
+            Err(error) if error.raw_os_error() == Some(EINVAL) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot ask {}", cgroup.display())),
+        }
+    }
+    Ok(count)
+}
+
+/// How many socket look-up programs are attached to a network namespace.
+///
+/// # Errors
+/// When the namespace cannot be asked.
+pub fn attached_to_netns(netns: &impl AsFd) -> Result<u32> {
+    sys::attached_programs(netns.as_fd(), SK_LOOKUP).context("cannot ask the network namespace")
+}

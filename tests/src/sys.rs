@@ -1,0 +1,111 @@
+//! The harness's only unsafe: what runs between fork and exec, and system calls without a safe wrapper.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::libc;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
+
+/// Makes `command`'s process start in a network namespace and a cgroup, and die with the thread that starts it.
+///
+/// `cgroup_procs` is the cgroup's `cgroup.procs`, open for writing.
+pub fn place(command: &mut Command, netns: Option<OwnedFd>, cgroup_procs: Option<File>) {
+    let enter = move || {
+        if let Some(netns) = &netns {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(mut procs) = cgroup_procs.as_ref() {
+            procs.write_all(b"0")?;
+        }
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe functions may run: the closure makes three system
+    // calls on descriptors opened before the fork, and neither allocates nor locks.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Arguments of `BPF_PROG_QUERY`, as in `union bpf_attr` (linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    padding: u32,
+}
+
+const BPF_PROG_QUERY: libc::c_long = 16;
+
+/// How many programs are attached to a cgroup or a network namespace for one `enum bpf_attach_type`.
+///
+/// # Errors
+/// What the system call says; `EINVAL` for a type that the kernel does not know.
+pub fn attached_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
+    let mut query = ProgQuery { target_fd: target.as_raw_fd().unsigned_abs(), attach_type, ..ProgQuery::default() };
+    let pointer: *mut ProgQuery = &raw mut query;
+    // SAFETY: the pointer is valid for the size given with it, and the kernel writes only inside.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, pointer, size_of::<ProgQuery>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(query.prog_cnt) }
+}
+
+/// A raw packet socket in this thread's network namespace that sees every frame of one interface.
+///
+/// # Errors
+/// What the system calls say.
+pub fn packet_socket(interface: u32, buffer_bytes: i32) -> io::Result<OwnedFd> {
+    let every_protocol = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: no pointers; the descriptor returned is owned by nobody else.
+    let socket = unsafe {
+        let raw = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(every_protocol));
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(raw)
+    };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &buffer_bytes)?;
+    let wait = libc::timeval { tv_sec: 0, tv_usec: 50_000 };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &wait)?;
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = every_protocol;
+    address.sll_ifindex = interface.cast_signed();
+    let pointer: *const libc::sockaddr_ll = &raw const address;
+    // SAFETY: the pointer is valid for the length given with it.
+    let bound =
+        unsafe { libc::bind(socket.as_raw_fd(), pointer.cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+    let pointer: *const T = value;
+    // SAFETY: the pointer is valid for the length given with it.
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, pointer.cast(), size_of::<T>() as libc::socklen_t) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Frames that a packet socket had no room for since the last call.
+///
+/// # Errors
+/// What the system call says.
+pub fn packets_dropped(socket: &OwnedFd) -> io::Result<u32> {
+    // SAFETY: all-zero bytes are a valid tpacket_stats.
+    let mut stats: libc::tpacket_stats = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+    let pointer: *mut libc::tpacket_stats = &raw mut stats;
+    // SAFETY: both pointers are valid, and the kernel writes at most `length` bytes.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, pointer.cast(), &raw mut length)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(stats.tp_drops) }
+}
