@@ -1,1 +1,296 @@
-//! The only reader of arguments and environment; reports every error at once.
+//! The only reader of arguments and environment. Everything is parsed before anything starts, every mistake is
+//! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Name of this node: pods with this `spec.nodeName` are its own.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// Where the objects come from: `dir:PATH`, a directory of YAML files that is watched.
+    #[arg(long, env = "MESH_SOURCE")]
+    source: String,
+    /// Name of this instance; its programs and maps are pinned under BPFFS/INSTANCE.
+    #[arg(long, env = "MESH_INSTANCE", default_value = "mesh-agent")]
+    instance: String,
+    /// The cgroup v2 directory above every pod of this node.
+    #[arg(long, env = "MESH_CGROUP")]
+    cgroup: PathBuf,
+    /// A mounted bpffs.
+    #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+    /// Node certificate, embedded CA and the status socket live here.
+    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
+    state_dir: PathBuf,
+    /// SPIFFE trust domain.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// Certificate authority: `local` (this machine alone) or `grpc://HOST:PORT` (`mesh-agent ca`, istiod).
+    #[arg(long, env = "MESH_CA", default_value = "local")]
+    ca: String,
+    /// Root certificate of a `grpc` CA, PEM.
+    #[arg(long, env = "MESH_CA_ROOT")]
+    ca_root: Option<PathBuf>,
+    /// One-time join token of this node, for the first contact with a `grpc` CA.
+    #[arg(long, env = "MESH_JOIN_TOKEN_FILE")]
+    join_token_file: Option<PathBuf>,
+    /// Where /metrics, /livez and /readyz are served.
+    #[arg(long, env = "MESH_METRICS", default_value = "0.0.0.0:9090")]
+    metrics: String,
+    /// Proxy threads; 0 = one for each CPU, at most 4. A connection lives on one of them.
+    #[arg(long, env = "MESH_WORKERS", default_value = "0")]
+    workers: String,
+    /// Format of the agent's own log on stderr: `text` or `json`. The access log on stdout is always JSON.
+    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text")]
+    log_format: String,
+    /// How long live connections may go on after SIGTERM, in seconds.
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", default_value = "5")]
+    grace_seconds: String,
+    /// Leave the node as found on SIGTERM: without it, hooks and maps stay for the next agent.
+    #[arg(long, env = "MESH_UNINSTALL_ON_EXIT")]
+    uninstall_on_exit: bool,
+}
+
+/// What `mesh-agent run` does, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of this node.
+    pub node: String,
+    /// Where the objects come from.
+    pub source: Source,
+    /// Name of this instance.
+    pub instance: String,
+    /// The cgroup v2 directory above every pod of this node.
+    pub cgroup: PathBuf,
+    /// A mounted bpffs.
+    pub bpffs: PathBuf,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// SPIFFE trust domain.
+    pub trust_domain: String,
+    /// Certificate authority.
+    pub ca: Ca,
+    /// Address of the metrics endpoint.
+    pub metrics: SocketAddr,
+    /// Proxy threads, at least 1.
+    pub workers: usize,
+    /// Format of the agent's own log.
+    pub log_format: LogFormat,
+    /// Grace period of a drain.
+    pub grace: Duration,
+    /// Leave the node as found on SIGTERM.
+    pub uninstall_on_exit: bool,
+}
+
+/// Where the objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A watched directory.
+    Dir(PathBuf),
+}
+
+/// Certificate authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ca {
+    /// Embedded, for one machine: the root key lies in the state directory.
+    Local,
+    /// Istio's `CreateCertificate` API.
+    Grpc {
+        /// HOST:PORT.
+        address: String,
+        /// Root certificate of its server, PEM.
+        root: PathBuf,
+        /// One-time join token; not needed once the node has its certificate.
+        join_token: Option<PathBuf>,
+    },
+}
+
+/// Format of the agent's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Every mistake of a command line, one a line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+/// Exit code for a wrong command line: EX_USAGE.
+pub const EXIT_USAGE: u8 = 64;
+
+impl RunArgs {
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with the option's name and the way out.
+    pub fn check(self) -> Result<Config, ConfigErrors> {
+        let mut errors = Vec::new();
+        let source = keep(&mut errors, parse_source(&self.source));
+        let ca = keep(&mut errors, parse_ca(&self));
+        let metrics = keep(&mut errors, parse("--metrics", &self.metrics, "an address and port, like 0.0.0.0:9090"));
+        let workers = keep(&mut errors, parse::<usize>("--workers", &self.workers, "a number, 0 for automatic"));
+        let grace = keep(&mut errors, parse::<u64>("--grace-seconds", &self.grace_seconds, "whole seconds"));
+        let log_format = keep(&mut errors, parse_log_format(&self.log_format));
+        for (option, value) in [("--node", &self.node), ("--instance", &self.instance)] {
+            if let Err(reason) = dns_label(value) {
+                errors.push(format!("{option} `{value}`: {reason}"));
+            }
+        }
+        if crate::model::identity::Identity::new(&self.trust_domain, "ns", "sa").is_err() {
+            errors.push(format!("--trust-domain `{}`: only a-z, 0-9, `.`, `-` and `_` are allowed", self.trust_domain));
+        }
+        if !self.cgroup.is_absolute() {
+            errors.push(format!("--cgroup `{}`: an absolute path is needed", self.cgroup.display()));
+        }
+        let (Some(source), Some(ca), Some(metrics), Some(workers), Some(grace), Some(log_format), true) =
+            (source, ca, metrics, workers, grace, log_format, errors.is_empty())
+        else {
+            return Err(ConfigErrors(errors));
+        };
+        Ok(Config {
+            node: self.node,
+            source,
+            instance: self.instance,
+            cgroup: self.cgroup,
+            bpffs: self.bpffs,
+            state_dir: self.state_dir,
+            trust_domain: self.trust_domain,
+            ca,
+            metrics,
+            workers: if workers == 0 { automatic_workers() } else { workers },
+            log_format,
+            grace: Duration::from_secs(grace),
+            uninstall_on_exit: self.uninstall_on_exit,
+        })
+    }
+}
+
+/// One thread for each CPU: a proxy that needs more than four has a node to itself and says so.
+fn automatic_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4)
+}
+
+fn keep<T>(errors: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
+    result.map_err(|error| errors.push(error)).ok()
+}
+
+fn parse<T: FromStr>(option: &str, value: &str, expected: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("{option} `{value}`: not {expected}"))
+}
+
+fn parse_source(value: &str) -> Result<Source, String> {
+    match value.split_once(':') {
+        Some(("dir", path)) if !path.is_empty() => match Path::new(path).is_dir() {
+            true => Ok(Source::Dir(path.into())),
+            false => Err(format!("--source `{value}`: {path} is not a directory")),
+        },
+        _ => Err(format!("--source `{value}`: expected dir:PATH")),
+    }
+}
+
+fn parse_ca(args: &RunArgs) -> Result<Ca, String> {
+    if args.ca == "local" {
+        return Ok(Ca::Local);
+    }
+    let Some(address) = args.ca.strip_prefix("grpc://").filter(|address| address.contains(':')) else {
+        return Err(format!("--ca `{}`: expected `local` or grpc://HOST:PORT", args.ca));
+    };
+    let Some(root) = args.ca_root.clone() else {
+        return Err(format!("--ca {}: its server is not trusted without --ca-root FILE", args.ca));
+    };
+    Ok(Ca::Grpc { address: address.to_owned(), root, join_token: args.join_token_file.clone() })
+}
+
+fn parse_log_format(value: &str) -> Result<LogFormat, String> {
+    match value {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("--log-format `{value}`: expected text or json")),
+    }
+}
+
+/// RFC 1123 names: what Kubernetes allows for nodes, and a safe file name.
+fn dns_label(value: &str) -> Result<(), &'static str> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    match value {
+        "" => Err("must not be empty"),
+        _ if value.len() > 253 => Err("longer than 253 characters"),
+        _ if !value.bytes().all(allowed) || value.starts_with(['-', '.']) || value.ends_with(['-', '.']) => {
+            Err("only a-z, 0-9, `-` and `.` are allowed, and `-` and `.` not at the ends")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn check(args: &[&str]) -> Result<Config, Vec<String>> {
+        let args = ["mesh-agent"].iter().chain(args);
+        Cli::try_parse_from(args).expect("clap takes it").run.check().map_err(|errors| errors.0)
+    }
+
+    #[test]
+    fn a_good_command_line_is_a_config() {
+        let config = check(&["--node", "a", "--source", "dir:/", "--cgroup", "/c", "--workers", "3"]).expect("good");
+        assert_eq!((config.workers, config.ca, config.source), (3, Ca::Local, Source::Dir("/".into())));
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let errors = check(&[
+            "--node",
+            "A_",
+            "--source",
+            "kube",
+            "--cgroup",
+            "c",
+            "--workers",
+            "x",
+            "--metrics",
+            "9090",
+            "--ca",
+            "grpc://h:1",
+            "--trust-domain",
+            "a/b",
+            "--log-format",
+            "xml",
+            "--grace-seconds",
+            "1s",
+            "--instance",
+            "../x",
+        ])
+        .expect_err("ten mistakes");
+        for option in [
+            "--node",
+            "--source",
+            "--cgroup",
+            "--workers",
+            "--metrics",
+            "--ca-root",
+            "--trust-domain",
+            "--log-format",
+            "--grace-seconds",
+            "--instance",
+        ] {
+            assert!(errors.iter().any(|e| e.contains(option)), "{option} is not named in {errors:?}");
+        }
+    }
+}
