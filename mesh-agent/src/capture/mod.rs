@@ -12,9 +12,11 @@ mod netlink;
 mod netns;
 mod pod;
 mod routes;
+mod sockets;
 mod sync;
 
 pub use error::{CaptureError, NotCaptured};
 pub use events::{Refusal, RefusalReader};
 pub use kernel::{Kernel, KernelConfig, uninstall};
 pub use pod::{EnrolledPod, PodSockets};
+pub use sockets::PlainConnection;

@@ -1,0 +1,155 @@
+//! The TCP sockets inside a pod, listed and ended by sock_diag(7).
+//!
+//! A policy or mode that changes must also reach connections that were let in before it: the agent judges
+//! them with the same function as new ones, and the kernel ends those that no longer hold (SOCK_DESTROY: the
+//! application gets ECONNABORTED, the other side RST).
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+
+use super::netlink::request;
+use super::pod::EnrolledPod;
+use super::routes::MARK;
+use crate::model::addr::canonical;
+
+/// TCP_LISTEN of the kernel's tcp_states.h.
+const LISTEN: u8 = 10;
+/// ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING: those that can still carry data.
+const LIVE: [u8; 6] = [1, 4, 5, 8, 9, 11];
+
+/// An inbound connection that came in without the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainConnection {
+    /// The pod's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+}
+
+impl EnrolledPod {
+    /// Ends the plaintext inbound connections for which `may_stay` says no. Returns those ended.
+    ///
+    /// Blocks for the length of a dump: not for an async thread.
+    ///
+    /// # Errors
+    /// When sockets cannot be listed, or the kernel lacks CONFIG_INET_DIAG_DESTROY.
+    pub fn end_plaintext(&self, may_stay: impl Fn(PlainConnection) -> bool) -> io::Result<Vec<PlainConnection>> {
+        self.netns.within(|| {
+            let mut sockets = dump(AF_INET)?;
+            sockets.extend(dump(AF_INET6)?);
+            let listening: HashSet<u16> =
+                sockets.iter().filter(|s| s.header.state == LISTEN).map(|s| s.header.socket_id.source_port).collect();
+            let mut ended = Vec::new();
+            for socket in sockets.iter().filter(|socket| LIVE.contains(&socket.header.state)) {
+                let connection = connection(&socket.header.socket_id);
+                if came_in_plain(socket, connection, &listening) && !may_stay(connection) {
+                    match destroy(socket) {
+                        // It ended by itself meanwhile.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        other => other.map(|()| ended.push(connection))?,
+                    }
+                }
+            }
+            Ok(ended)
+        })
+    }
+}
+
+fn connection(id: &SocketId) -> PlainConnection {
+    PlainConnection {
+        local: canonical(SocketAddr::new(id.source_address, id.source_port)),
+        peer: canonical(SocketAddr::new(id.destination_address, id.destination_port)),
+    }
+}
+
+/// Inbound to the application, from outside the pod, and not delivered by the agent (which marks its own, and
+/// the accepted socket inherits the mark).
+fn came_in_plain(socket: &InetResponse, connection: PlainConnection, listening: &HashSet<u16>) -> bool {
+    let (local, peer) = (connection.local, connection.peer);
+    let marked = socket.nlas.iter().any(|nla| matches!(nla, Nla::Mark(MARK)));
+    listening.contains(&local.port())
+        && local.port() != TUNNEL_PORT
+        && !is_agent_port(local.port())
+        && !peer.ip().is_loopback()
+        && peer.ip() != local.ip()
+        && !marked
+}
+
+fn dump(family: u8) -> io::Result<Vec<InetResponse>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let message = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
+    });
+    let mut packet = NetlinkMessage::new(header, message.into());
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut sockets = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        if !take_datagram(&datagram, &mut sockets)? {
+            return Ok(sockets);
+        }
+    }
+}
+
+/// Reads the messages of one datagram. Returns whether more follow.
+fn take_datagram(datagram: &[u8], sockets: &mut Vec<InetResponse>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+        let len = (message.header.length as usize).next_multiple_of(4);
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => sockets.push(*response),
+            NetlinkPayload::Done(_) => return Ok(false),
+            NetlinkPayload::Error(error) => return Err(io::Error::from_raw_os_error(-error.raw_code())),
+            _ => {}
+        }
+        // A length of zero would never end.
+        rest = rest.get(len.max(4)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+fn destroy(socket: &InetResponse) -> io::Result<()> {
+    let message = SockDiagMessage::InetRequest(InetRequest {
+        family: socket.header.family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: family_form(&socket.header.socket_id, socket.header.family),
+    });
+    request(NETLINK_SOCK_DIAG, SockDiagDestroy::new(message), 0)
+}
+
+/// The id as the kernel listed it: an AF_INET6 socket's v4-mapped addresses stay in 16 bytes.
+fn family_form(id: &SocketId, family: u8) -> SocketId {
+    let form = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) if family == AF_INET6 => IpAddr::V6(v4.to_ipv6_mapped()),
+        other => other,
+    };
+    SocketId {
+        source_address: form(id.source_address),
+        destination_address: form(id.destination_address),
+        ..id.clone()
+    }
+}
