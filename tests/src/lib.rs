@@ -4,11 +4,15 @@
 //! Names carry the process id, so runs side by side do not meet. Nothing here knows the agent's inside: it
 //! is started as a program and judged by what it does on the wire, in its log and in its metrics.
 
+pub mod agent;
 pub mod bpf;
 pub mod cgroup;
 pub mod http;
 pub mod leftovers;
+pub mod mesh;
+pub mod metrics;
 pub mod netns;
+pub mod objects;
 pub mod pod;
 pub mod process;
 pub mod run;

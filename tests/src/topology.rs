@@ -61,12 +61,42 @@ impl Side {
     }
 }
 
+/// One of something for each node.
+#[derive(Debug, Default)]
+pub struct Sides<T> {
+    a: T,
+    b: T,
+}
+
+impl<T> Sides<T> {
+    /// The one of `side`.
+    #[must_use]
+    pub fn of(&self, side: Side) -> &T {
+        match side {
+            Side::A => &self.a,
+            Side::B => &self.b,
+        }
+    }
+
+    /// The one of `side`, to be changed.
+    pub fn of_mut(&mut self, side: Side) -> &mut T {
+        match side {
+            Side::A => &mut self.a,
+            Side::B => &mut self.b,
+        }
+    }
+
+    /// Both.
+    pub fn iter(&self) -> impl Iterator<Item = (Side, &T)> {
+        [(Side::A, &self.a), (Side::B, &self.b)].into_iter()
+    }
+}
+
 /// Two nodes and what they share.
 #[derive(Debug)]
 pub struct Topology {
     // Dropped in this order: what uses the run's folder goes first.
-    a: Node,
-    b: Node,
+    nodes: Sides<Node>,
     run: Arc<Run>,
 }
 
@@ -86,16 +116,13 @@ impl Topology {
         a.netns.ip(&link)?;
         a.join_link()?;
         b.join_link()?;
-        Ok(Self { a, b, run })
+        Ok(Self { nodes: Sides { a, b }, run })
     }
 
     /// One of the nodes.
     #[must_use]
     pub fn node(&self, side: Side) -> &Node {
-        match side {
-            Side::A => &self.a,
-            Side::B => &self.b,
-        }
+        self.nodes.of(side)
     }
 
     /// The run that everything here belongs to.

@@ -1,0 +1,293 @@
+//! The agent and its certificate authority as programs: started in a node's network, asked over their own
+//! endpoints, killed without mercy.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
+
+use crate::metrics::Metrics;
+use crate::pod::program;
+use crate::process::{Process, tail};
+use crate::topology::Node;
+use crate::{http, wait};
+
+/// An agent is ready within this when everything it needs is there.
+pub const READY_WITHIN: Duration = Duration::from_secs(30);
+/// SPIFFE trust domain of every mesh that the harness makes.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+
+/// Where each node's agent serves its metrics, in the node's own network.
+pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15020);
+const CA_PORT: u16 = 15012;
+
+/// Where an agent's certificates come from.
+#[derive(Clone, Debug)]
+pub enum CaSource {
+    /// The agent holds the root itself.
+    Local,
+    /// `mesh-agent ca`, with this node's token.
+    Grpc {
+        /// Where it listens.
+        address: SocketAddr,
+        /// Its root certificate.
+        root: PathBuf,
+        /// The node's join token.
+        token: PathBuf,
+    },
+}
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// Folder of the objects.
+    pub objects: PathBuf,
+    /// Where its certificates come from.
+    pub ca: CaSource,
+    /// Further arguments of `run`.
+    pub extra: Vec<String>,
+}
+
+/// One node's agent.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    options: AgentOptions,
+    instance: String,
+    state: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent of `node`; it is not ready yet.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(node: &Node, options: AgentOptions) -> Result<Self> {
+        let state = node.folder().join("state");
+        fs::create_dir_all(&state)?;
+        let instance = instance(node);
+        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        command.args(["run", "--node", node.name(), "--instance", &instance, "--trust-domain", TRUST_DOMAIN]);
+        command.arg("--source").arg(format!("dir:{}", options.objects.display()));
+        command.arg("--cgroup").arg(node.cgroup()).arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(&state);
+        command.args(["--metrics", &METRICS.to_string(), "--log-format", "text"]);
+        match &options.ca {
+            CaSource::Local => command.args(["--ca", "local"]),
+            CaSource::Grpc { address, root, token } => command
+                .args(["--ca", &format!("grpc://{address}"), "--ca-root"])
+                .arg(root)
+                .arg("--join-token-file")
+                .arg(token),
+        };
+        command.args(&options.extra).env_remove("RUST_LOG");
+        let process = node.spawn("agent", command)?;
+        Ok(Self { process, options, instance, state })
+    }
+
+    /// Waits for `/readyz`.
+    ///
+    /// # Errors
+    /// When it ends, or is not ready in time; with its last words.
+    pub fn ready(&mut self, node: &Node, within: Duration) -> Result<()> {
+        let outcome = wait::until(&format!("the agent of {} is ready", node.name()), within, || {
+            if let Err(ended) = self.process.check_running() {
+                return Ok(Err(ended));
+            }
+            let response = http::get(node.netns(), METRICS, "/readyz")?;
+            ensure!(response.status == 200, "/readyz: {} {}", response.status, response.body.trim());
+            Ok(Ok(()))
+        });
+        outcome
+            .and_then(|inner| inner)
+            .with_context(|| format!("its last words:\n{}", tail(&self.process.stderr(), 15)))
+    }
+
+    /// Kills it and starts it again with the same options.
+    ///
+    /// # Errors
+    /// When it cannot be started again.
+    pub fn kill_and_restart(self, node: &Node) -> Result<Self> {
+        let options = self.kill()?;
+        Self::start(node, options)
+    }
+
+    /// Kills it (SIGKILL); its pins stay. Gives the options to start it with again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn kill(mut self) -> Result<AgentOptions> {
+        self.process.kill()?;
+        Ok(self.options.clone())
+    }
+
+    /// Asks it to drain and end (SIGTERM).
+    ///
+    /// # Errors
+    /// When it does not end in time, or with an error.
+    pub fn stop(mut self) -> Result<AgentOptions> {
+        let status = self.process.stop()?;
+        ensure!(status.success(), "the agent ended with {status}:\n{}", tail(&self.process.stderr(), 15));
+        Ok(self.options.clone())
+    }
+
+    /// Takes a stopped agent's programs, maps and pins off the node.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub fn uninstall(node: &Node) -> Result<()> {
+        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        command.args(["uninstall", "--instance", &instance(node), "--bpffs"]).arg(node.bpffs());
+        command.arg("--cgroup").arg(node.cgroup());
+        node.spawn("uninstall", command)?.finish(READY_WITHIN).map(drop)
+    }
+
+    /// Scrapes its metrics.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self, node: &Node) -> Result<Metrics> {
+        let response = http::get(node.netns(), METRICS, "/metrics")?;
+        ensure!(response.status == 200, "/metrics: {}", response.status);
+        ensure!(response.body.ends_with("# EOF\n"), "/metrics does not end with # EOF");
+        Ok(Metrics::parse(&response.body))
+    }
+
+    /// The whole lines of its access log so far.
+    ///
+    /// # Errors
+    /// When a line is not JSON.
+    pub fn access_log(&self) -> Result<Vec<Value>> {
+        let text = self.process.stdout();
+        let whole = text.rfind('\n').map_or("", |end| text.get(..=end).unwrap_or_default());
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}")))
+            .collect()
+    }
+
+    /// `mesh-agent status --json`.
+    ///
+    /// # Errors
+    /// When it fails, or does not print JSON.
+    pub fn status(&self, node: &Node) -> Result<Value> {
+        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        command.args(["status", "--json", "--state-dir"]).arg(&self.state);
+        let output = command.output().context("`mesh-agent status` does not start")?;
+        ensure!(output.status.success(), "status of {}: {}", node.name(), String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).context("`mesh-agent status --json` prints no JSON")
+    }
+
+    /// Lines of its log at WARN or above that contain none of `expected`.
+    #[must_use]
+    pub fn complaints(&self, expected: &[String]) -> Vec<String> {
+        let worrying = |line: &&str| [" WARN ", " ERROR ", "panicked at"].iter().any(|word| line.contains(word));
+        let unexpected = |line: &&str| !expected.iter().any(|part| line.contains(part.as_str()));
+        self.log().lines().filter(worrying).filter(unexpected).map(str::to_owned).collect()
+    }
+
+    /// Its log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its state folder.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Its instance's name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+}
+
+fn instance(node: &Node) -> String {
+    node.netns().name().to_owned()
+}
+
+/// `mesh-agent ca`: the one process that holds the root.
+#[derive(Debug)]
+pub struct Ca {
+    process: Process,
+    state: PathBuf,
+    address: SocketAddr,
+}
+
+impl Ca {
+    /// Starts it in `node`'s network and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not serve in time.
+    pub fn start(node: &Node, objects: &Path) -> Result<Self> {
+        let state = node.folder().join("ca");
+        fs::create_dir_all(&state)?;
+        let address = SocketAddr::new(node.ip(), CA_PORT);
+        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        command.args(["ca", "--listen", &address.to_string(), "--trust-domain", TRUST_DOMAIN, "--state-dir"]);
+        command.arg(&state).arg("--source").arg(format!("dir:{}", objects.display())).env_remove("RUST_LOG");
+        let process = node.spawn("ca", command)?;
+        let mut ca = Self { process, state, address };
+        wait::until("the certificate authority serves", READY_WITHIN, || {
+            if let Err(ended) = ca.process.check_running() {
+                return Ok(Err(ended));
+            }
+            ensure!(ca.root().is_file(), "it has no root certificate yet");
+            let connected = node.netns().run(|| std::net::TcpStream::connect_timeout(&address, READY_WITHIN))?;
+            connected.map(|_| Ok(())).map_err(|error| anyhow!("{address}: {error}"))
+        })??;
+        Ok(ca)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its root certificate.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.state.join("root.pem")
+    }
+
+    /// Its state folder, with the root key.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Makes a join token for `node`; gives the file with it.
+    ///
+    /// # Errors
+    /// What `mesh-agent ca token` says.
+    pub fn token(&self, node: &Node) -> Result<PathBuf> {
+        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        command.args(["ca", "token", "--node", node.name(), "--state-dir"]).arg(&self.state);
+        let output = command.output().context("`mesh-agent ca token` does not start")?;
+        if !output.status.success() {
+            bail!("`mesh-agent ca token`: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let file = node.folder().join("join-token");
+        fs::write(&file, &output.stdout)?;
+        Ok(file)
+    }
+}

@@ -1,0 +1,295 @@
+//! A whole mesh: two nodes, one certificate authority, an agent per node, pods and the objects that declare them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::agent::{Agent, AgentOptions, Ca, CaSource, READY_WITHIN};
+use crate::leftovers;
+use crate::objects::{NETNS_ANNOTATION, Objects, PodObject};
+use crate::pod::Pod;
+use crate::process::tail;
+use crate::topology::{Node, Side, Sides, Topology};
+use crate::wait;
+
+/// A change of the objects is in force within this (design: 1 s; the rest is for a busy machine).
+pub const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A pod with the object that declares it.
+#[derive(Debug)]
+pub struct Workload {
+    pod: Pod,
+    object: PodObject,
+}
+
+impl Deref for Workload {
+    type Target = Pod;
+
+    fn deref(&self) -> &Pod {
+        &self.pod
+    }
+}
+
+impl Workload {
+    /// A copy of its object, to be altered and put again.
+    #[must_use]
+    pub fn object(&self) -> PodObject {
+        self.object.clone()
+    }
+}
+
+/// The mesh. Dropped in this order: agents first, the world they live in last.
+#[derive(Debug)]
+pub struct Mesh {
+    agents: Sides<Option<Agent>>,
+    ca: Option<Ca>,
+    pods: Vec<Arc<Workload>>,
+    objects: Objects,
+    topology: Topology,
+    services: u8,
+    expected: Vec<String>,
+}
+
+/// Runs `scenario` on a new mesh without agents, then checks that no agent complained and that nothing is left.
+///
+/// # Errors
+/// The scenario's own, with the agents' last words; complaints; leftovers.
+pub fn scenario(scenario: impl FnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
+    let mut mesh = Mesh::new()?;
+    let outcome = scenario(&mut mesh);
+    let outcome = match outcome {
+        Ok(()) => mesh.no_complaints(),
+        Err(error) => Err(error.context(mesh.last_words())),
+    };
+    drop(mesh);
+    outcome?;
+    leftovers::nothing_left()
+}
+
+impl Mesh {
+    /// Two nodes and no agent, no pod yet.
+    ///
+    /// # Errors
+    /// What [`Topology::two_nodes`] says.
+    pub fn new() -> Result<Self> {
+        let topology = Topology::two_nodes()?;
+        let objects = Objects::new(topology.run().subfolder("objects")?);
+        for side in Side::BOTH {
+            let node = topology.node(side);
+            objects.put_node(node.name(), node.ip())?;
+        }
+        Ok(Self {
+            agents: Sides::default(),
+            ca: None,
+            pods: Vec::new(),
+            objects,
+            topology,
+            services: 0,
+            expected: Vec::new(),
+        })
+    }
+
+    /// Adds a pod `namespace/name`, with a service account of its own name, labelled `app: <name>`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn pod(&mut self, side: Side, name: &str) -> Result<Arc<Workload>> {
+        self.pod_with(side, name, |_| {})
+    }
+
+    /// Adds a pod whose object is altered before it is written.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn pod_with(&mut self, side: Side, name: &str, alter: impl FnOnce(&mut PodObject)) -> Result<Arc<Workload>> {
+        let (namespace, short) = name.split_once('/').with_context(|| format!("`{name}` is not namespace/name"))?;
+        let pod = self.topology.node(side).pod(&format!("{namespace}-{short}"))?;
+        let mut object = PodObject {
+            namespace: namespace.to_owned(),
+            name: short.to_owned(),
+            uid: format!("uid-{namespace}-{short}"),
+            labels: [("app".to_owned(), short.to_owned())].into(),
+            annotations: [(NETNS_ANNOTATION.to_owned(), pod.netns().path().display().to_string())].into(),
+            node: side.node_name().to_owned(),
+            service_account: short.to_owned(),
+            ips: pod.ips().to_vec(),
+            ports: Vec::new(),
+            ready: true,
+        };
+        alter(&mut object);
+        self.objects.put_pod(&object)?;
+        let workload = Arc::new(Workload { pod, object });
+        self.pods.push(Arc::clone(&workload));
+        Ok(workload)
+    }
+
+    /// Adds a Service for the pods labelled `app: <name>`; gives its address of each family, with the port.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn service(&mut self, name: &str, port: u16, target: u16) -> Result<[SocketAddr; 2]> {
+        let (namespace, short) = name.split_once('/').with_context(|| format!("`{name}` is not namespace/name"))?;
+        self.services += 1;
+        let ips: [IpAddr; 2] = [
+            Ipv4Addr::new(10, 96, 0, self.services).into(),
+            Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, self.services.into()).into(),
+        ];
+        self.objects.put_service(namespace, short, &ips, &[(port, target)])?;
+        Ok(ips.map(|ip| SocketAddr::new(ip, port)))
+    }
+
+    /// Starts the certificate authority and both agents, and waits until they are ready.
+    ///
+    /// # Errors
+    /// When one of them is not ready in time.
+    pub fn start(&mut self) -> Result<()> {
+        for side in Side::BOTH {
+            self.start_agent(side, &[])?;
+        }
+        Side::BOTH.into_iter().try_for_each(|side| self.ready(side))
+    }
+
+    /// Starts the agent of one node, and the certificate authority before it if there is none yet.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, side: Side, extra: &[&str]) -> Result<()> {
+        let node = self.topology.node(side);
+        let ca = match &mut self.ca {
+            Some(ca) => ca,
+            none => none.insert(Ca::start(self.topology.node(Side::A), self.objects.folder())?),
+        };
+        let source = CaSource::Grpc { address: ca.address(), root: ca.root(), token: ca.token(node)? };
+        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        let options = AgentOptions { objects: self.objects.folder().to_owned(), ca: source, extra };
+        self.run_agent(side, options)
+    }
+
+    /// Starts the agent of one node with given options.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run_agent(&mut self, side: Side, options: AgentOptions) -> Result<()> {
+        let agent = Agent::start(self.topology.node(side), options)?;
+        *self.agents.of_mut(side) = Some(agent);
+        Ok(())
+    }
+
+    /// Waits until one node's agent is ready.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn ready(&mut self, side: Side) -> Result<()> {
+        let agent = self.agents.of_mut(side).as_mut().context("this node has no agent")?;
+        agent.ready(self.topology.node(side), READY_WITHIN)
+    }
+
+    /// Takes one node's agent out, to be killed or stopped by the test.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take_agent(&mut self, side: Side) -> Result<Agent> {
+        self.agents.of_mut(side).take().context("this node has no agent")
+    }
+
+    /// One node's agent.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn agent(&self, side: Side) -> Result<&Agent> {
+        self.agents.of(side).as_ref().context("this node has no agent")
+    }
+
+    /// One node.
+    #[must_use]
+    pub fn node(&self, side: Side) -> &Node {
+        self.topology.node(side)
+    }
+
+    /// The objects that the agents read.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The certificate authority.
+    ///
+    /// # Errors
+    /// When it has not been started.
+    pub fn ca(&self) -> Result<&Ca> {
+        self.ca.as_ref().context("there is no certificate authority yet")
+    }
+
+    /// Waits until the agent of `pod`'s node has published the pod as captured.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn captured(&self, pod: &Workload) -> Result<()> {
+        let file = format!("captured.{}", pod.side().node_name());
+        wait::until(&format!("{} is captured", pod.object.display_name()), IN_FORCE_WITHIN, || {
+            let published = self.objects.text(&file);
+            wait::holds(published.contains(&pod.object.uid), || format!("published: {published}"))
+        })
+    }
+
+    /// Waits until some line of one agent's access log is what `wanted` looks for; gives it.
+    ///
+    /// # Errors
+    /// When there is none in time; with the lines there are.
+    pub fn logged(
+        &self,
+        side: Side,
+        what: &str,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<serde_json::Value> {
+        let agent = self.agent(side)?;
+        wait::until(&format!("{} logs {what}", side.node_name()), IN_FORCE_WITHIN, || {
+            let lines = agent.access_log()?;
+            let found = lines.iter().find(|line| wanted(line)).cloned();
+            found.with_context(|| {
+                let all: String = lines.iter().rev().take(10).map(|line| format!("{line}\n")).collect();
+                format!("the last lines are:\n{all}")
+            })
+        })
+    }
+
+    /// Announces that a line of an agent's log at WARN or above that contains `part` is part of this scenario.
+    pub fn expect_complaint(&mut self, part: &str) {
+        self.expected.push(part.to_owned());
+    }
+
+    fn no_complaints(&self) -> Result<()> {
+        let complaints: Vec<String> = self
+            .agents
+            .iter()
+            .filter_map(|(_, agent)| agent.as_ref())
+            .flat_map(|a| a.complaints(&self.expected))
+            .collect();
+        ensure!(complaints.is_empty(), "unexpected in the agents' logs:\n{}", complaints.join("\n"));
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let mut words = String::new();
+        for (side, agent) in self.agents.iter() {
+            if let Some(agent) = agent {
+                let log = tail(&agent.log(), 15);
+                let access = tail(&agent.process().stdout(), 5);
+                words.push_str(&format!("-- {}\n{log}-- its access log\n{access}", side.node_name()));
+            }
+        }
+        words
+    }
+}
+
+/// The last line of `text` as JSON: what a sample client found.
+///
+/// # Errors
+/// When it is not JSON.
+pub fn last_json(text: &str) -> Result<serde_json::Value> {
+    let Some(line) = text.lines().last() else { bail!("it printed nothing") };
+    serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}"))
+}
