@@ -1,7 +1,10 @@
 //! What is attached where: asked of the kernel, whoever attached it.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -38,4 +41,40 @@ pub fn attached_to_cgroup(cgroup: &Path) -> Result<u32> {
 /// When the namespace cannot be asked.
 pub fn attached_to_netns(netns: &impl AsFd) -> Result<u32> {
     sys::attached_programs(netns.as_fd(), SK_LOOKUP).context("cannot ask the network namespace")
+}
+
+/// Types of maps whose keys are entries and not places: `BPF_MAP_TYPE_{HASH,PERCPU_HASH,LRU_HASH,LPM_TRIE,SOCKHASH}`.
+const KEYED: [u32; 5] = [1, 5, 9, 11, 18];
+
+/// How many entries each map with keys has that is pinned anywhere below `folder`, by file name.
+///
+/// # Errors
+/// When a pin cannot be opened or read.
+pub fn map_entries(folder: &Path) -> Result<BTreeMap<String, usize>> {
+    let mut entries = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if let Some(count) = count_entries(&entry.path())? {
+                entries.insert(entry.file_name().to_string_lossy().into_owned(), count);
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// `None` for what is no map with keys.
+fn count_entries(pin: &Path) -> Result<Option<usize>> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let keys = sys::Keys::open(&path).with_context(|| format!("cannot open {}", pin.display()))?;
+    let Some(keys) = keys.filter(|keys| KEYED.contains(&keys.map_type())) else { return Ok(None) };
+    let mut count = 0;
+    for key in keys {
+        key.with_context(|| format!("cannot read {}", pin.display()))?;
+        count += 1;
+    }
+    Ok(Some(count))
 }

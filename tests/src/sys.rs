@@ -1,5 +1,6 @@
 //! The harness's only unsafe: what runs between fork and exec, and system calls without a safe wrapper.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::size_of;
@@ -55,6 +56,91 @@ pub fn attached_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Result
     // SAFETY: the pointer is valid for the size given with it, and the kernel writes only inside.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, pointer, size_of::<ProgQuery>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(query.prog_cnt) }
+}
+
+/// Arguments of `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Arguments of `BPF_MAP_GET_NEXT_KEY`.
+#[repr(C)]
+struct NextKey {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    next_key: u64,
+}
+
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_GET: libc::c_long = 7;
+
+/// The keys of a pinned map, in the map's order.
+#[derive(Debug)]
+pub struct Keys {
+    map: OwnedFd,
+    map_type: u32,
+    // Always as long as the map's keys are: the kernel writes that many bytes.
+    next: Vec<u8>,
+    key: Option<Vec<u8>>,
+}
+
+impl Keys {
+    /// Opens what is pinned at `path`; `None` when that is no map.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(path: &CStr) -> io::Result<Option<Self>> {
+        let mut get = ObjGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+        let pointer: *mut ObjGet = &raw mut get;
+        // SAFETY: both pointers, to the arguments and to the path in them, are valid during the call; the
+        // descriptor returned is owned by nobody else.
+        let map = unsafe {
+            let opened = libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, pointer, size_of::<ObjGet>());
+            if opened < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(opened as i32)
+        };
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+        let field = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim_start_matches(':').trim().parse::<u32>().ok()
+        };
+        let (Some(map_type), Some(key_size)) = (field("map_type"), field("key_size")) else { return Ok(None) };
+        Ok(Some(Self { map, map_type, next: vec![0; key_size as usize], key: None }))
+    }
+
+    /// `enum bpf_map_type`.
+    #[must_use]
+    pub fn map_type(&self) -> u32 {
+        self.map_type
+    }
+}
+
+impl Iterator for Keys {
+    type Item = io::Result<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut arguments = NextKey {
+            map_fd: self.map.as_raw_fd().unsigned_abs(),
+            padding: 0,
+            key: self.key.as_ref().map_or(0, |key| key.as_ptr() as u64),
+            next_key: self.next.as_mut_ptr() as u64,
+        };
+        let pointer: *mut NextKey = &raw mut arguments;
+        // SAFETY: `key` and `next` are as long as the map's keys, which the kernel reads and writes whole.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_GET_NEXT_KEY, pointer, size_of::<NextKey>()) };
+        if result == 0 {
+            self.key = Some(self.next.clone());
+            return self.key.clone().map(Ok);
+        }
+        let error = io::Error::last_os_error();
+        (error.raw_os_error() != Some(libc::ENOENT)).then_some(Err(error))
+    }
 }
 
 /// A raw packet socket in this thread's network namespace that sees every frame of one interface.

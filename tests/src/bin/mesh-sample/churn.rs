@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
 use crate::options::Options;
@@ -146,6 +146,28 @@ pub fn shout(options: &Options) -> Result<()> {
         let mut stream = connect(to)?;
         stream.write_all(&text)
     })
+}
+
+/// Sends each line of `--lines-file` on a connection of its own among `--connections`, and wants it back.
+pub fn say(options: &Options) -> Result<()> {
+    let to = options.target()?;
+    let file: String = options.required("lines-file")?;
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+    let connections: usize = options.or("connections", 10)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let began = Instant::now();
+    let counts = Counts::default();
+    for share in lines.chunks(lines.len().div_ceil(connections).max(1)) {
+        let mut stream = connect(to)?;
+        for line in share {
+            let mut answer = vec![0; line.len()];
+            let result = stream.write_all(line.as_bytes()).and_then(|()| stream.read_exact(&mut answer));
+            let result = result
+                .and_then(|()| if answer == line.as_bytes() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) });
+            counts.add(&result);
+        }
+    }
+    counts.print(began)
 }
 
 /// Opens `--count` connections, uses each, then closes all of them.

@@ -19,7 +19,7 @@ use options::Options;
 const USAGE: &str = "\
 mesh-sample KIND [--option value]...
 
-servers (--port N)
+servers (--port N [--ports N], the number of ports from there on)
   http        --name NAME [--calls HOST:PORT]...: who it is, whom it sees, and what those it calls answer
   echo        sends back what it gets, and its end of data
   greeter     speaks first, then echoes
@@ -33,11 +33,13 @@ clients (--to IP:PORT)
   dial        --every-ms N --count N: a connection at a steady pace; prints each
   churn       --count N --parallel N [--per-second N] --to may be a list: short connections, closed by the client
   burst       --count N: all open at once, then all closed
+  say         --lines-file FILE --connections N: sends each line and wants it back
   shout       --count N --parallel N --bytes N: connect, write, close
   transfer    --bytes N: sends and checks N bytes at once
   half-close  --bytes N: ends its data, then reads the answer of `after-eof`
   late        reads `early-fin`'s end, then sends --bytes N
-  probe       connects, waits for the first byte at most --within-ms N; tells what happened
+  probe       [--bind IP] [--say TEXT] [--within-ms N] [--hold-ms N]: connects, waits for the first byte,
+              tells what happened
   get         --path PATH: one HTTP request
 ";
 
@@ -71,6 +73,7 @@ fn run() -> Result<()> {
         "dial" => churn::dial(&options),
         "churn" => churn::churn(&options),
         "burst" => churn::burst(&options),
+        "say" => churn::say(&options),
         "shout" => churn::shout(&options),
         "probe" => probe::probe(&options),
         "get" => http::get(&options),

@@ -1,10 +1,15 @@
 //! One connection, watched closely: when it stood, when its first byte came, and how it ended.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::json;
 
 use crate::options::Options;
@@ -17,7 +22,7 @@ pub fn probe(options: &Options) -> Result<()> {
     let to = options.target()?;
     let within = options.millis("within-ms", 5000)?;
     let began = Instant::now();
-    let mut stream = match TcpStream::connect_timeout(&to, within) {
+    let mut stream = match connect(to, options.all("bind").next(), within)? {
         Ok(stream) => stream,
         Err(error) => {
             print_line(&json!({ "connect": format!("{:?}", error.kind()), "connect_ms": millis(began) }));
@@ -57,6 +62,22 @@ pub fn probe(options: &Options) -> Result<()> {
         hold_open(stream, hold)?;
     }
     Ok(())
+}
+
+/// Connects, from `--bind IP` if given: the outer error is the caller's fault, the inner one is the finding.
+fn connect(to: SocketAddr, from: Option<&str>, within: Duration) -> Result<io::Result<TcpStream>> {
+    let Some(from) = from else { return Ok(TcpStream::connect_timeout(&to, within)) };
+    let from: IpAddr = from.parse()?;
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+    // A blocking connect() gives up when the time to send has passed.
+    setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(i64::try_from(within.as_millis())?))?;
+    match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) => Ok(Ok(TcpStream::from(socket))),
+        Err(Errno::EINPROGRESS) => Ok(Err(ErrorKind::TimedOut.into())),
+        Err(error) => Ok(Err(error.into())),
+    }
 }
 
 fn hold_open(mut stream: TcpStream, hold: Duration) -> Result<()> {

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::Builder;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::{self, Backlog, setsockopt};
 use serde_json::json;
@@ -22,9 +22,29 @@ const QUEUE: i32 = 4096;
 /// What a server does with one connection; what it returns is printed.
 pub type Service = fn(TcpStream, SocketAddr, &Options) -> Result<serde_json::Value>;
 
-/// Listens on every address of `--port`, both families.
-pub fn listen(options: &Options) -> Result<TcpListener> {
+/// Serves for ever, a thread per connection, on `--ports N` ports from `--port` on (one by default).
+pub fn serve(options: &Options, service: Service) -> Result<()> {
     let port: u16 = options.required("port")?;
+    let ports: u16 = options.or("ports", 1)?;
+    let shared = Arc::new(Options::parse(std::env::args().skip(2))?);
+    let mut last = Ok(());
+    std::thread::scope(|scope| -> Result<()> {
+        let mut accepting = Vec::new();
+        for port in port..port.saturating_add(ports) {
+            let listener = listen(port)?;
+            let shared = &shared;
+            accepting.push(scope.spawn(move || accept(&listener, shared, service)));
+        }
+        for thread in accepting {
+            last = thread.join().unwrap_or_else(|_| bail!("an accepting thread panicked"));
+        }
+        Ok(())
+    })?;
+    last
+}
+
+/// Listens on every address, of both families.
+fn listen(port: u16) -> Result<TcpListener> {
     let listener =
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("cannot listen on port {port}"))?;
     // Listening again only changes the queue's length: the standard library's is 128, too short for a burst.
@@ -32,13 +52,10 @@ pub fn listen(options: &Options) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves for ever, a thread per connection.
-pub fn serve(options: &Options, service: Service) -> Result<()> {
-    let listener = listen(options)?;
-    let shared = Arc::new(Options::parse(std::env::args().skip(2))?);
+fn accept(listener: &TcpListener, options: &Arc<Options>, service: Service) -> Result<()> {
     loop {
         let (stream, peer) = listener.accept().context("cannot accept")?;
-        let options = Arc::clone(&shared);
+        let options = Arc::clone(options);
         let work = move || {
             let ended = match service(stream, peer, &options) {
                 Ok(value) => value,
