@@ -161,12 +161,7 @@ impl Agent {
     /// # Errors
     /// When a line is not JSON.
     pub fn access_log(&self) -> Result<Vec<Value>> {
-        let text = self.process.stdout();
-        let whole = text.rfind('\n').map_or("", |end| text.get(..=end).unwrap_or_default());
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}")))
-            .collect()
+        self.process.lines()
     }
 
     /// `mesh-agent status --json`.

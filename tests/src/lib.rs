@@ -16,6 +16,7 @@ pub mod objects;
 pub mod pod;
 pub mod process;
 pub mod run;
+pub mod scale;
 pub mod sys;
 pub mod topology;
 pub mod wait;

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::agent::{Agent, AgentOptions, Ca, CaSource, READY_WITHIN};
 use crate::leftovers;
@@ -223,6 +223,21 @@ impl Mesh {
         self.ca.as_ref().context("there is no certificate authority yet")
     }
 
+    /// The usual beginning: enrolled namespace `shop`, `shop/client` on the first node and `shop/server` on the
+    /// second, agents ready, both captured.
+    ///
+    /// # Errors
+    /// When it is not all there in time.
+    pub fn shop(&mut self) -> Result<(Arc<Workload>, Arc<Workload>)> {
+        self.objects.put_namespace("shop", true)?;
+        let client = self.pod(Side::A, "shop/client")?;
+        let server = self.pod(Side::B, "shop/server")?;
+        self.start()?;
+        self.captured(&client)?;
+        self.captured(&server)?;
+        Ok((client, server))
+    }
+
     /// Waits until the agent of `pod`'s node has published the pod as captured.
     ///
     /// # Errors
@@ -283,13 +298,4 @@ impl Mesh {
         }
         words
     }
-}
-
-/// The last line of `text` as JSON: what a sample client found.
-///
-/// # Errors
-/// When it is not JSON.
-pub fn last_json(text: &str) -> Result<serde_json::Value> {
-    let Some(line) = text.lines().last() else { bail!("it printed nothing") };
-    serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}"))
 }

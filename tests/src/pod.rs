@@ -1,12 +1,14 @@
 //! A pod: a network namespace with addresses of both families, and a cgroup below its node's.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
@@ -28,6 +30,7 @@ pub struct Pod {
     cgroup: Cgroup,
     netns: Netns,
     folder: PathBuf,
+    clients: AtomicU32,
     run: Arc<Run>,
 }
 
@@ -37,7 +40,17 @@ impl Pod {
         let netns = Netns::new(&format!("{}-{name}", run.id()))?;
         let cgroup = Cgroup::new(node.cgroup().join(name))?;
         let folder = run.subfolder(&format!("pods/{name}"))?;
-        Ok(Self { name: name.to_owned(), side: node.side(), ips, cgroup, netns, folder, run: Arc::clone(run) })
+        let side = node.side();
+        Ok(Self {
+            name: name.to_owned(),
+            side,
+            ips,
+            cgroup,
+            netns,
+            folder,
+            clients: AtomicU32::new(0),
+            run: Arc::clone(run),
+        })
     }
 
     /// Its short name, unique in the run.
@@ -126,6 +139,25 @@ impl Pod {
         let mut command = Command::new(program("mesh-sample", "MESH_SAMPLE_BIN")?);
         command.args(arguments);
         self.spawn(name, command)
+    }
+
+    /// Runs a sample client against `to` and gives the last line that it printed, as JSON.
+    ///
+    /// # Errors
+    /// When it fails, or has not ended after `within`.
+    pub fn ask(&self, kind: &str, to: SocketAddr, arguments: &[&str], within: Duration) -> Result<Value> {
+        self.ask_later(kind, to, arguments)?.answer(within)
+    }
+
+    /// Starts a sample client against `to`, whose answer is read later.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn ask_later(&self, kind: &str, to: SocketAddr, arguments: &[&str]) -> Result<Process> {
+        let name = format!("{}-{kind}", self.clients.fetch_add(1, Ordering::Relaxed));
+        let to = to.to_string();
+        let arguments: Vec<&str> = [kind, "--to", &to].into_iter().chain(arguments.iter().copied()).collect();
+        self.sample(&name, &arguments)
     }
 
     /// Starts a sample application that serves, and waits until it listens on `port`.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::{run, sys, wait};
 
@@ -39,6 +40,32 @@ pub struct Process {
 }
 
 impl Process {
+    /// Memory in use, in bytes (`VmRSS`).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn rss_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        kib.map(|kib: u64| kib * 1024).with_context(|| format!("{} has no VmRSS", self.name))
+    }
+
+    /// Processor time used so far, of all its threads.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        cpu(self.pid())
+    }
+
+    /// How many files it has open.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn open_files(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
     /// Starts `command`.
     ///
     /// # Errors
@@ -135,6 +162,28 @@ impl Process {
         Ok(self.stdout())
     }
 
+    /// Waits until it ends by itself, and gives the last line that it printed, as JSON.
+    ///
+    /// # Errors
+    /// When it does not end in time, fails, or prints something else.
+    pub fn answer(self, within: Duration) -> Result<Value> {
+        let name = self.name.clone();
+        let printed = self.finish(within)?;
+        let line = printed.lines().last().with_context(|| format!("{name} printed nothing"))?;
+        serde_json::from_str(line).with_context(|| format!("{name} did not print JSON: {line}"))
+    }
+
+    /// Every whole line that it printed so far, as JSON.
+    ///
+    /// # Errors
+    /// When a line is something else.
+    pub fn lines(&self) -> Result<Vec<Value>> {
+        let text = self.stdout();
+        let whole = text.rfind('\n').map_or("", |end| text.get(..=end).unwrap_or_default());
+        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}"));
+        whole.lines().map(parse).collect()
+    }
+
     /// Asks it to end (SIGTERM) and waits.
     ///
     /// # Errors
@@ -164,6 +213,18 @@ impl Drop for Process {
             eprintln!("harness: cannot kill {}: {error:#}", self.name);
         }
     }
+}
+
+/// Processor time that process `pid` used so far, of all its threads.
+///
+/// # Errors
+/// When it is gone.
+pub fn cpu(pid: u32) -> Result<Duration> {
+    // Fields 14 and 15, in ticks of 10 ms; the second field, in parentheses, may hold spaces (proc_pid_stat(5)).
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(')').context("no name in /proc/PID/stat")?.1;
+    let ticks: u64 = after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 fn read(path: &Path) -> String {

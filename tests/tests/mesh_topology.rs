@@ -83,12 +83,10 @@ fn sample_applications_do_what_they_say() -> Result<()> {
         ("transfer", 7006, &["--bytes", bytes], "intact", bytes),
     ];
     for (number, (kind, port, arguments, field, expected)) in cases.into_iter().enumerate() {
-        let to = SocketAddr::new(server.ips()[number % 2], port).to_string();
-        let arguments: Vec<&str> = [kind, "--to", &to].into_iter().chain(arguments.iter().copied()).collect();
-        let printed = client.sample(&format!("{number}-{kind}"), &arguments)?.finish(LONG_ENOUGH)?;
-        let last = json_line(&printed)?;
-        let found = last[field].to_string();
-        ensure!(found == expected, "{kind}: {last}");
+        let to = SocketAddr::new(server.ips()[number % 2], port);
+        let answer = client.ask(kind, to, arguments, LONG_ENOUGH)?;
+        let found = answer[field].to_string();
+        ensure!(found == expected, "{kind}: {answer}");
     }
     Ok(())
 }

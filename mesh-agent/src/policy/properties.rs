@@ -66,11 +66,9 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
-    let peer = prop_oneof![
-        1 => Just(PeerIdentity::Unknown),
-        3 => (prop::sample::select(vec![TRUST_DOMAIN, "elsewhere"]), name(), name())
-            .prop_map(|(trust_domain, namespace, name)| PeerIdentity::Verified(identity(trust_domain, namespace, name))),
-    ];
+    let verified = (prop::sample::select(vec![TRUST_DOMAIN, "elsewhere"]), name(), name())
+        .prop_map(|(trust_domain, namespace, name)| PeerIdentity::Verified(identity(trust_domain, namespace, name)));
+    let peer = prop_oneof![1 => Just(PeerIdentity::Unknown), 3 => verified];
     let ip = prop::sample::select(vec!["10.0.0.1", "10.9.9.9", "192.0.2.1", "fd00::1", "::ffff:10.0.0.1"]);
     (peer, ip, prop::sample::select(vec![80_u16, 81, 82])).prop_map(|(peer, ip, port)| Flow {
         destination: "web-uid".into(),
