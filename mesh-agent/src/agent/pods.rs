@@ -1,0 +1,416 @@
+//! The life of this node's pods in the mesh.
+//!
+//! ```text
+//!            enrol                certificate there            not opted in any more
+//! opted in ────────► Joining ─────────────────────► Captured ──────────────────────► Leaving
+//!    ▲  │ fails                                     published                        withdrawn
+//!    │  ▼                                                                            │ LINGER
+//!    └ Failed (again every RETRY)                             gone ◄──── Draining ◄──┘ hooks out
+//!                                                                  last connection ended
+//! ```
+//! Runs on a thread of its own, because enrolling blocks. Publishing comes last when a pod joins and first
+//! when it leaves: whoever reads that a pod is captured finds its listener (design §3, "no downgrade").
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use crate::capture::{EnrolledPod, Kernel, NotCaptured, PlainConnection};
+use crate::identity::CertStore;
+use crate::model::identity::{Identity, PeerIdentity};
+use crate::model::policy::Policy;
+use crate::model::workload::{Captured, PeerModes, Workload, WorkloadUid};
+use crate::policy::{Flow, authorize};
+use crate::proxy::{PodHandle, PodListeners, Proxy};
+use crate::snapshot::Snapshot;
+
+/// How long a leaving pod still takes tunnels: an agent that has not read of it yet (its snapshot is at most
+/// 1 s old) must not fail.
+const LINGER: Duration = Duration::from_secs(3);
+/// How long a pod that joins while others already talk to it takes plaintext although it is strict: the same
+/// second of the others, twice. A pod that was never seen outside the mesh is strict from the start.
+const LENIENCY: Duration = Duration::from_secs(2);
+/// Pause between attempts to enrol a pod: its netns may come up late.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What the life of pods needs.
+pub(super) struct Parts {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) certificates: Arc<CertStore>,
+    pub(super) wanted: watch::Sender<BTreeSet<Identity>>,
+    pub(super) publish: Box<dyn Fn(&BTreeMap<WorkloadUid, Published>) -> std::io::Result<()> + Send>,
+    pub(super) wire: Vec<Arc<str>>,
+}
+
+/// What is published of one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Published {
+    /// `namespace/name`, for people who read the file.
+    pub(super) name: String,
+    /// Generation and wire versions.
+    pub(super) captured: Captured,
+}
+
+/// Where one pod stands, for status and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodReport {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// `joining`, `captured`, `leaving`, `draining` or `failed`.
+    pub stage: &'static str,
+    /// For `failed`: the word of [`NotCaptured`]; else empty.
+    pub reason: &'static str,
+    /// For `failed`: the sentence; else empty.
+    pub detail: Arc<str>,
+}
+
+enum Stage {
+    Failed { why: NotCaptured, again: Instant },
+    Joining(Member),
+    Captured(Member),
+    Leaving { member: Member, until: Instant },
+    Draining(Member),
+}
+
+struct Member {
+    pod: Arc<EnrolledPod>,
+    handle: PodHandle,
+    captured: Captured,
+    lenient_until: Option<Instant>,
+    rules: Rules,
+}
+
+/// What the plaintext connections of a pod were last judged by.
+#[derive(PartialEq)]
+struct Rules {
+    peer_mode: PeerModes,
+    policies: Vec<Arc<Policy>>,
+}
+
+impl Rules {
+    fn of(workload: &Workload, snapshot: &Snapshot) -> Self {
+        Self { peer_mode: workload.peer_mode.clone(), policies: snapshot.policies_for(&workload.uid).to_vec() }
+    }
+}
+
+/// The pods of this node and how far each has come.
+pub(super) struct Pods {
+    parts: Parts,
+    stages: HashMap<WorkloadUid, (Arc<Workload>, Stage)>,
+    /// Published by an earlier agent of this node; kept until this one has enrolled the pod or failed to.
+    inherited: BTreeMap<WorkloadUid, Published>,
+    published: Option<BTreeMap<WorkloadUid, Published>>,
+    /// Pods that this agent has seen outside the mesh: others may be talking to them.
+    seen_outside: HashSet<WorkloadUid>,
+    reaped: bool,
+}
+
+impl Pods {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            stages: HashMap::new(),
+            inherited: BTreeMap::new(),
+            published: None,
+            seen_outside: HashSet::new(),
+            reaped: false,
+        }
+    }
+
+    /// Brings every pod as far as it can go now. Returns when to look again even if nothing changes.
+    pub(super) fn reconcile(&mut self, snapshot: &Snapshot, now: Instant) -> Option<Instant> {
+        let wanted: HashMap<WorkloadUid, Arc<Workload>> = snapshot
+            .local_workloads()
+            .filter(|workload| workload.is_enrolled())
+            .map(|workload| (Arc::clone(&workload.uid), Arc::clone(workload)))
+            .collect();
+        self.note_outsiders(snapshot);
+        self.want_identities(&wanted);
+        self.leave(&wanted, snapshot, now);
+        // Withdrawn before anything is taken away, published after everything stands.
+        self.publish();
+        self.join(&wanted, snapshot, now);
+        self.advance(now);
+        if let Err(error) = self.parts.kernel.sync(snapshot) {
+            tracing::error!(%error, "the kernel's maps could not be brought up to date");
+        }
+        self.publish();
+        self.judge_again(snapshot);
+        if !self.reaped {
+            self.parts.kernel.reap(wanted.values().map(|workload| &**workload));
+            self.reaped = true;
+        }
+        self.next_look()
+    }
+
+    fn note_outsiders(&mut self, snapshot: &Snapshot) {
+        let outside = snapshot.local_workloads().filter(|workload| !workload.is_enrolled());
+        self.seen_outside.extend(outside.map(|workload| Arc::clone(&workload.uid)));
+        self.seen_outside.retain(|uid| snapshot.workload(uid).is_some());
+        if self.published.is_none() && self.stages.is_empty() {
+            self.inherited = snapshot
+                .local_workloads()
+                .filter_map(|workload| {
+                    let captured = workload.captured.clone()?;
+                    Some((Arc::clone(&workload.uid), Published { name: workload.display_name(), captured }))
+                })
+                .collect();
+        }
+    }
+
+    fn want_identities(&self, wanted: &HashMap<WorkloadUid, Arc<Workload>>) {
+        let present = self.stages.values().map(|(workload, _)| workload);
+        let set: BTreeSet<Identity> = wanted.values().chain(present).map(|w| w.identity.clone()).collect();
+        self.parts.wanted.send_if_modified(|current| {
+            let changed = *current != set;
+            *current = set;
+            changed
+        });
+    }
+
+    fn join(&mut self, wanted: &HashMap<WorkloadUid, Arc<Workload>>, snapshot: &Snapshot, now: Instant) {
+        for (uid, workload) in wanted {
+            match self.stages.get_mut(uid) {
+                // It came back before it was gone.
+                Some((known, stage)) if matches!(stage, Stage::Leaving { .. }) => {
+                    *known = Arc::clone(workload);
+                    if let Some((_, Stage::Leaving { member, .. })) = self.stages.remove(uid) {
+                        self.stages.insert(Arc::clone(uid), (Arc::clone(workload), Stage::Joining(member)));
+                    }
+                }
+                Some((known, Stage::Failed { again, .. })) if *again <= now => {
+                    *known = Arc::clone(workload);
+                    self.enrol(workload, snapshot, now);
+                }
+                Some((known, _)) => *known = Arc::clone(workload),
+                None => self.enrol(workload, snapshot, now),
+            }
+        }
+    }
+
+    fn enrol(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot, now: Instant) {
+        let has_policy = !snapshot.policies_for(&workload.uid).is_empty();
+        let lenient = self.seen_outside.contains(&workload.uid);
+        let stage = match self.parts.kernel.enrol(workload, has_policy, lenient) {
+            Ok((pod, sockets)) => {
+                let handle = self.parts.proxy.add_pod(PodListeners {
+                    pod: Arc::clone(&pod) as _,
+                    outbound: sockets.outbound,
+                    tunnel: sockets.tunnel,
+                    plaintext: sockets.plaintext,
+                });
+                tracing::info!(pod = %workload.display_name(), identity = %workload.identity, "enrolled");
+                let captured = Captured { generation: generation(), wire: self.parts.wire.clone() };
+                let lenient_until = lenient.then(|| now + LENIENCY);
+                let rules = Rules::of(workload, snapshot);
+                Stage::Joining(Member { pod, handle, captured, lenient_until, rules })
+            }
+            Err(why) => {
+                let known = matches!(self.stages.get(&workload.uid),
+                    Some((_, Stage::Failed { why: before, .. })) if before.to_string() == why.to_string());
+                if !known {
+                    let (pod, reason) = (workload.display_name(), why.as_str());
+                    tracing::warn!(%pod, reason, detail = %why, "not captured; trying again");
+                }
+                Stage::Failed { why, again: now + RETRY }
+            }
+        };
+        self.stages.insert(Arc::clone(&workload.uid), (Arc::clone(workload), stage));
+    }
+
+    fn leave(&mut self, wanted: &HashMap<WorkloadUid, Arc<Workload>>, snapshot: &Snapshot, now: Instant) {
+        let leavers: Vec<WorkloadUid> = self.stages.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
+        for uid in leavers {
+            let Some((workload, stage)) = self.stages.remove(&uid) else { continue };
+            let next = match stage {
+                Stage::Failed { .. } => continue,
+                Stage::Joining(member) | Stage::Captured(member) => {
+                    tracing::info!(pod = %workload.display_name(), "leaving the mesh");
+                    if let Err(error) = self.parts.kernel.set_captures(&member.pod, false) {
+                        tracing::error!(pod = %workload.display_name(), %error, "its connects are still captured");
+                    }
+                    // A deleted pod needs no grace: nobody can reach it.
+                    let linger = if snapshot.workload(&uid).is_some() { LINGER } else { Duration::ZERO };
+                    Stage::Leaving { member, until: now + linger }
+                }
+                other => other,
+            };
+            self.stages.insert(uid, (workload, next));
+        }
+    }
+
+    /// Moves pods on that wait for a certificate, for time or for their last connection.
+    fn advance(&mut self, now: Instant) {
+        let uids: Vec<WorkloadUid> = self.stages.keys().cloned().collect();
+        for uid in uids {
+            let Some((workload, stage)) = self.stages.remove(&uid) else { continue };
+            if let Some(next) = self.step(&workload, stage, now) {
+                self.stages.insert(uid, (workload, next));
+            }
+        }
+    }
+
+    fn step(&self, workload: &Workload, stage: Stage, now: Instant) -> Option<Stage> {
+        match stage {
+            Stage::Joining(mut member) => {
+                end_leniency(&mut member, now);
+                if self.parts.certificates.current(&workload.identity).is_none() {
+                    return Some(Stage::Joining(member));
+                }
+                if let Err(error) = self.parts.kernel.set_captures(&member.pod, true) {
+                    tracing::error!(pod = %workload.display_name(), %error, "its connects are not captured");
+                    return Some(Stage::Joining(member));
+                }
+                tracing::info!(pod = %workload.display_name(), "captured");
+                Some(Stage::Captured(member))
+            }
+            Stage::Captured(mut member) => {
+                end_leniency(&mut member, now);
+                Some(Stage::Captured(member))
+            }
+            Stage::Leaving { member, until } if until <= now => {
+                self.parts.kernel.release(&workload.uid);
+                member.handle.stop_accepting();
+                self.step(workload, Stage::Draining(member), now)
+            }
+            Stage::Draining(member) if member.handle.live() == 0 => {
+                if let Err(error) = member.pod.remove_routes() {
+                    // The netns of a deleted pod is gone, and its rules with it.
+                    tracing::debug!(pod = %workload.display_name(), %error, "routes for delivery not removed");
+                }
+                tracing::info!(pod = %workload.display_name(), "left the mesh");
+                None
+            }
+            other => Some(other),
+        }
+    }
+
+    fn publish(&mut self) {
+        let mut now: BTreeMap<WorkloadUid, Published> = BTreeMap::new();
+        for (uid, (workload, stage)) in &self.stages {
+            match stage {
+                Stage::Captured(member) => {
+                    let captured = member.captured.clone();
+                    now.insert(Arc::clone(uid), Published { name: workload.display_name(), captured });
+                    self.inherited.remove(uid);
+                }
+                Stage::Joining(_) => {
+                    if let Some(before) = self.inherited.get(uid) {
+                        now.insert(Arc::clone(uid), before.clone());
+                    }
+                }
+                _ => {
+                    self.inherited.remove(uid);
+                }
+            }
+        }
+        if self.stages.is_empty() && self.published.is_none() {
+            return;
+        }
+        if self.published.as_ref() == Some(&now) {
+            return;
+        }
+        match (self.parts.publish)(&now) {
+            Ok(()) => self.published = Some(now),
+            Err(error) => tracing::error!(%error, "what is captured on this node could not be published"),
+        }
+    }
+
+    /// Ends the plaintext connections that newer rules forbid. Those of the agent are its proxy's to end.
+    fn judge_again(&mut self, snapshot: &Snapshot) {
+        for (workload, stage) in self.stages.values_mut() {
+            let Stage::Captured(member) = stage else { continue };
+            let rules = Rules::of(workload, snapshot);
+            if member.rules == rules {
+                continue;
+            }
+            let may_stay = |connection: PlainConnection| {
+                let port = connection.local.port();
+                let flow = Flow {
+                    destination: Arc::clone(&workload.uid),
+                    port,
+                    peer: PeerIdentity::Unknown,
+                    source_ip: connection.peer.ip(),
+                };
+                workload.exclusions.inbound_ports.contains(&port) || authorize(snapshot, flow).is_ok()
+            };
+            match member.pod.end_plaintext(may_stay) {
+                Ok(ended) => {
+                    member.rules = rules;
+                    for connection in ended {
+                        let (pod, peer, local) = (workload.display_name(), connection.peer, connection.local);
+                        tracing::info!(%pod, %peer, %local, outcome = "revoked", "plaintext connection ended: no rule allows it now");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(pod = %workload.display_name(), %error, "plaintext connections were not judged again");
+                }
+            }
+        }
+    }
+
+    fn next_look(&self) -> Option<Instant> {
+        /// While something is awaited that nobody announces.
+        const POLL: Duration = Duration::from_millis(200);
+        let when = |stage: &Stage| match stage {
+            Stage::Failed { again, .. } => Some(*again),
+            Stage::Joining(_) | Stage::Draining(_) => Some(Instant::now() + POLL),
+            Stage::Captured(member) => member.lenient_until,
+            Stage::Leaving { until, .. } => Some(*until),
+        };
+        self.stages.values().filter_map(|(_, stage)| when(stage)).min()
+    }
+
+    /// Where every pod stands.
+    pub(super) fn report(&self) -> Vec<PodReport> {
+        let report = |(workload, stage): &(Arc<Workload>, Stage)| {
+            let (stage, reason, detail) = match stage {
+                Stage::Failed { why, .. } => ("failed", why.as_str(), why.to_string().into()),
+                Stage::Joining(_) => ("joining", "", "".into()),
+                Stage::Captured(_) => ("captured", "", "".into()),
+                Stage::Leaving { .. } => ("leaving", "", "".into()),
+                Stage::Draining(_) => ("draining", "", "".into()),
+            };
+            PodReport { workload: Arc::clone(workload), stage, reason, detail }
+        };
+        self.stages.values().map(report).collect()
+    }
+
+    /// Takes every pod out, for an uninstall: published first, then hooks, then what is inside the pods.
+    pub(super) fn take_down(&mut self) {
+        self.inherited.clear();
+        let stages = std::mem::take(&mut self.stages);
+        self.publish();
+        if self.published.as_ref().is_some_and(|published| !published.is_empty())
+            && let Err(error) = (self.parts.publish)(&BTreeMap::new())
+        {
+            tracing::error!(%error, "what was captured on this node could not be withdrawn");
+        }
+        for (uid, (_, stage)) in stages {
+            let (Stage::Joining(member) | Stage::Captured(member) | Stage::Leaving { member, .. } | Stage::Draining(member)) =
+                stage
+            else {
+                continue;
+            };
+            self.parts.kernel.release(&uid);
+            member.handle.stop_accepting();
+            let _ = member.pod.remove_routes();
+        }
+    }
+}
+
+fn end_leniency(member: &mut Member, now: Instant) {
+    if member.lenient_until.is_some_and(|until| until <= now) {
+        member.lenient_until = None;
+        member.pod.end_leniency();
+    }
+}
+
+/// Grows over restarts of the agent, without a file: milliseconds since 1970.
+fn generation() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
