@@ -1,0 +1,76 @@
+//! What `mesh-agent status` shows, as it goes over the socket.
+
+use serde::{Deserialize, Serialize};
+
+/// The agent's state at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Node it serves.
+    pub node: String,
+    /// The snapshot in force.
+    pub snapshot: SnapshotStatus,
+    /// Opted-in pods of this node.
+    pub pods: Vec<PodStatus>,
+    /// Certificates of this node's service accounts.
+    pub identities: Vec<IdentityStatus>,
+    /// Agents that tunnels are open to or from.
+    pub peers: Vec<PeerStatus>,
+    /// Mistakes in configuration objects that are not mended yet.
+    pub problems: Vec<String>,
+}
+
+/// The snapshot in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// Its generation: also the generation of every policy in it.
+    pub generation: u64,
+    /// Known pods.
+    pub workloads: usize,
+    /// Known TCP service ports.
+    pub services: usize,
+    /// Authorization policies in force.
+    pub policies: usize,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// `namespace/name`.
+    pub pod: String,
+    /// `joining`, `captured`, `leaving`, `draining` or `failed`.
+    pub stage: String,
+    /// Why it is not captured; empty otherwise.
+    pub reason: String,
+    /// SPIFFE id.
+    pub identity: String,
+    /// Inbound mode: `strict` or `permissive`.
+    pub mode: String,
+    /// Policies that select it.
+    pub policies: Vec<String>,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityStatus {
+    /// SPIFFE id.
+    pub identity: String,
+    /// `valid`, `missing` or `expired`.
+    pub state: String,
+    /// Seconds since 1970; 0 while missing.
+    pub not_after: i64,
+    /// The last failure to get one; empty when there is none.
+    pub error: String,
+}
+
+/// One other agent's pod, with the tunnels open to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// SPIFFE id of the other side.
+    pub identity: String,
+    /// Its address.
+    pub address: String,
+    /// Open tunnel connections.
+    pub tunnels: usize,
+}

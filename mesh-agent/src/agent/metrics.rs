@@ -1,0 +1,132 @@
+//! Metrics of the agent as a whole, read from its state when somebody asks: pods, kernel exits, snapshot,
+//! certificates, problems.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::pods::PodReport;
+use crate::capture::Kernel;
+use crate::identity::{CertState, CertStore};
+use crate::snapshot::SnapshotStore;
+
+/// What the metrics and the status are read from.
+pub(super) struct Board {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) snapshots: Arc<SnapshotStore>,
+    pub(super) certificates: Arc<CertStore>,
+    pods: Mutex<Vec<PodReport>>,
+
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").finish_non_exhaustive()
+    }
+}
+
+impl Board {
+    pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, certificates: Arc<CertStore>) -> Self {
+        
+        Self { kernel, snapshots, certificates, pods: Mutex::default() }
+    }
+
+    /// Puts up where every pod stands after a reconciliation.
+    pub(super) fn put(&self, pods: Vec<PodReport>) {
+        *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = pods;
+    }
+
+    /// Where every pod stood last.
+    pub(super) fn pods(&self) -> Vec<PodReport> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Encodes the board.
+#[derive(Debug)]
+pub(super) struct BoardCollector(pub(super) Arc<Board>);
+
+impl Collector for BoardCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.pods(&mut encoder)?;
+        self.kernel(&mut encoder)?;
+        self.snapshot(&mut encoder)?;
+        self.certificates(&mut encoder)
+    }
+}
+
+impl BoardCollector {
+    fn pods(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::from([(("captured", ""), 0)]);
+        for pod in self.0.pods() {
+            *counts.entry((pod.stage, pod.reason)).or_default() += 1;
+        }
+        let help = "Opted-in pods of this node by stage; for failed ones the reason";
+        let mut family = encoder.encode_descriptor("mesh_pods", help, None, MetricType::Gauge)?;
+        for ((stage, reason), count) in counts {
+            let labels = [("stage", stage), ("reason", reason)];
+            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn kernel(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Connections by the way they left a kernel program";
+        let mut family = encoder.encode_descriptor("mesh_kernel_exits", help, None, MetricType::Counter)?;
+        for (counter, count) in self.0.kernel.counters() {
+            ConstCounter::new(count).encode(family.encode_family(&[("exit", counter.as_str())])?)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = self.0.snapshots.load();
+        let gauge = |value: usize| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        let mut put = |name, help, value| {
+            gauge(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+        };
+        let generation = usize::try_from(snapshot.generation()).unwrap_or(usize::MAX);
+        put("mesh_snapshot_generation", "Generation of the snapshot in force", generation)?;
+        put("mesh_workloads", "Pods known to the snapshot", snapshot.workloads().len())?;
+        put("mesh_services", "TCP service ports known to the snapshot", snapshot.services().len())?;
+        put("mesh_policies", "Authorization policies in force", snapshot.policies().len())?;
+        let mut effects: BTreeMap<&str, i64> =
+            ["keeps_last", "ignored", "denies", "partly"].into_iter().map(|effect| (effect, 0)).collect();
+        for problem in snapshot.problems() {
+            *effects.entry(problem.effect.as_str()).or_default() += 1;
+        }
+        let help = "Mistakes in configuration objects that are not mended yet, by what they lead to";
+        let mut family = encoder.encode_descriptor("mesh_config_problems", help, None, MetricType::Gauge)?;
+        for (effect, count) in effects {
+            ConstGauge::new(count).encode(family.encode_family(&[("effect", effect)])?)?;
+        }
+        Ok(())
+    }
+
+    fn certificates(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "When the certificate in use expires, seconds since 1970; 0 while there is none";
+        let name = "mesh_certificate_expiry_timestamp_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for status in self.0.certificates.status() {
+            let expiry = match status.state {
+                CertState::Missing => 0,
+                CertState::Valid(dates) | CertState::Expired(dates) => seconds(dates.not_after),
+            };
+            let identity = status.identity.to_string();
+            ConstGauge::new(expiry).encode(family.encode_family(&[("identity", identity.as_str())])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
