@@ -32,6 +32,9 @@ pub struct SignedCert {
 /// The future of [`CaClient::sign`].
 pub type SignFuture<'a> = Pin<Box<dyn Future<Output = Result<SignedCert, CertError>> + Send + 'a>>;
 
+/// The future of [`CaClient::keep_ready`].
+pub type KeepReady<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// A source of workload certificates. Object safe; shared by all identities of the node.
 pub trait CaClient: Debug + Send + Sync + 'static {
     /// Address for messages, or `local`.
@@ -40,6 +43,12 @@ pub trait CaClient: Debug + Send + Sync + 'static {
     /// Asks for a certificate for the key of `csr_pem` (PKCS #10) in the name of `identity`, valid for `ttl`.
     /// Bounded in time by the implementation. The answer is not trusted: [`issue`] checks it.
     fn sign<'a>(&'a self, csr_pem: &'a str, identity: &'a Identity, ttl: Duration) -> SignFuture<'a>;
+
+    /// What must be done between requests so that the next one works (such as renewing the node's own
+    /// certificate). Never ends; polled by the rotator for as long as it runs.
+    fn keep_ready(&self) -> KeepReady<'_> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// A checked certificate with its key, and the roots that came with it.

@@ -1,9 +1,11 @@
 //! Wall time as an argument, so that a test can make a certificate grow old without waiting.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
 
 /// Where wall time comes from.
 pub trait Clock: Debug + Send + Sync + 'static {
@@ -18,6 +20,16 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
+    }
+}
+
+/// A [`Clock`] as rustls takes it, so that validity is judged by one time everywhere.
+#[derive(Debug)]
+pub(crate) struct TlsTime(pub(crate) Arc<dyn Clock>);
+
+impl TimeProvider for TlsTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix_time(self.0.now()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong between "this pod needs a certificate" and "here it is", and whose fault it is.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -68,6 +69,14 @@ pub enum CertError {
         /// What to do.
         remedy: String,
     },
+    /// The operator's: the CA cannot listen there.
+    #[error("the CA cannot listen on {address}: {reason}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        reason: String,
+    },
     /// Nobody's yet: the certificate did not come within the time given.
     #[error("no certificate for {subject} after {:.1} s: {reason}", waited.as_secs_f64())]
     NotIssued {
@@ -90,7 +99,9 @@ impl CertError {
             | Self::BadAnswer { .. }
             | Self::NotJoined { .. }
             | Self::NotIssued { .. } => Outcome::NoCertificate,
-            Self::StateDir { .. } | Self::Crypto { .. } | Self::BadRequest { .. } => Outcome::Internal,
+            Self::StateDir { .. } | Self::Crypto { .. } | Self::BadRequest { .. } | Self::Listen { .. } => {
+                Outcome::Internal
+            }
         }
     }
 

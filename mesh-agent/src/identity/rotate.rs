@@ -111,6 +111,8 @@ impl Rotator {
     pub async fn run(mut self, mut wanted: watch::Receiver<BTreeSet<Identity>>) {
         let first = wanted.borrow_and_update().clone();
         self.reconcile(&first);
+        let ca = Arc::clone(&self.ca);
+        let mut keep_ready = ca.keep_ready();
         loop {
             let wake = self.start_due();
             tokio::select! {
@@ -123,6 +125,7 @@ impl Rotator {
                 }
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
                 () = sleep_until(wake) => {}
+                () = &mut keep_ready => keep_ready = Box::pin(std::future::pending()),
             }
         }
     }

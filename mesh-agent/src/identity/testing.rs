@@ -137,6 +137,11 @@ impl TestClock {
         Arc::new(Self { start: SystemTime::now(), began: tokio::time::Instant::now(), ahead_s: AtomicU64::new(0) })
     }
 
+    /// A clock that is `by` behind.
+    pub(crate) fn behind(by: Duration) -> Arc<Self> {
+        Arc::new(Self { start: SystemTime::now() - by, began: tokio::time::Instant::now(), ahead_s: AtomicU64::new(0) })
+    }
+
     /// Sets the wall clock forward without any time passing.
     pub(crate) fn jump(&self, by: Duration) {
         self.ahead_s.fetch_add(by.as_secs(), Ordering::SeqCst);

@@ -6,10 +6,8 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
 
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::pki_types::UnixTime;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
@@ -17,7 +15,7 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme, version};
 
 use super::error::TlsError;
 use super::verify::PeerVerifier;
-use crate::identity::{CertStore, Clock, Credential, provider, unix_time};
+use crate::identity::{CertStore, Credential, TlsTime, provider};
 use crate::model::identity::Identity;
 
 /// Most configurations of one kind kept. Far above any node's pairs of service accounts that talk; a full
@@ -112,7 +110,7 @@ impl Configs {
     }
 
     fn time(&self) -> Arc<dyn TimeProvider> {
-        Arc::new(StoreTime(Arc::clone(self.store.clock())))
+        Arc::new(TlsTime(Arc::clone(self.store.clock())))
     }
 }
 
@@ -157,17 +155,6 @@ impl ResolvesClientCert for HeldByStore {
 
     fn has_certs(&self) -> bool {
         self.0.strong_count() > 0
-    }
-}
-
-/// The store's clock, so that validity is judged by one time everywhere.
-#[derive(Debug)]
-struct StoreTime(Arc<dyn Clock>);
-
-impl TimeProvider for StoreTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        let now: SystemTime = self.0.now();
-        Some(unix_time(now))
     }
 }
 

@@ -1,0 +1,454 @@
+//! `mesh-agent ca` and its clients over loopback: joining, asking, and everything that must not be granted.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use rcgen::ExtendedKeyUsagePurpose;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use super::super::authority::Authority;
+use super::super::ca::{WORKLOAD_TTL_MAX, issue, signing_request};
+use super::super::istio::CertificateRequest;
+use super::super::key::PrivateKey;
+use super::super::testing::{TRUST_DOMAIN, TestCa, TestClock, identity};
+use super::super::{
+    CaAuth, CaClient, CertError, Clock, GrpcCa, GrpcTarget, NodeIdentity, NodeLogin, NodeName, SystemClock,
+};
+use super::service::{CaService, Caller, Rejection};
+use super::*;
+use crate::model::identity::Identity;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Which node has which identities, by hand.
+#[derive(Debug, Default)]
+struct Table(Mutex<BTreeMap<&'static str, Vec<Identity>>>);
+
+impl NodeAuthorizer for Table {
+    fn may(&self, node: &NodeName, identity: &Identity) -> bool {
+        self.0.lock().unwrap().get(node.as_str()).is_some_and(|allowed| allowed.contains(identity))
+    }
+}
+
+fn table() -> Arc<Table> {
+    Arc::new(Table(Mutex::new([("a", vec![identity("shop", "web")]), ("b", vec![identity("shop", "db")])].into())))
+}
+
+fn private_dir() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    dir
+}
+
+fn node(name: &str) -> NodeIdentity {
+    NodeIdentity::new(TRUST_DOMAIN, name.parse().unwrap())
+}
+
+/// A CA on loopback.
+struct Running {
+    dir: TempDir,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    async fn start() -> Self {
+        Self::start_in(private_dir(), "127.0.0.1:0".parse().unwrap(), Arc::new(SystemClock)).await
+    }
+
+    async fn start_in(dir: TempDir, listen: SocketAddr, clock: Arc<dyn Clock>) -> Self {
+        let settings = CaServerSettings {
+            state_dir: dir.path().to_owned(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
+            listen,
+            names: Vec::new(),
+        };
+        let server = CaServer::bind_with_clock(settings, table(), clock).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server.serve(async {
+            let _ = stopped.await;
+        }));
+        Self { dir, address, stop: Some(stop), task }
+    }
+
+    async fn stop(mut self) -> (TempDir, SocketAddr) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.task.await.unwrap();
+        (self.dir, self.address)
+    }
+
+    fn token(&self, node: &str) -> Zeroizing<String> {
+        self.token_at(node, Arc::new(SystemClock))
+    }
+
+    fn token_at(&self, node: &str, clock: Arc<dyn Clock>) -> Zeroizing<String> {
+        JoinTokens::open(self.dir.path(), clock).unwrap().create(&node.parse().unwrap(), HOUR).unwrap()
+    }
+
+    fn target(&self) -> GrpcTarget {
+        GrpcTarget { address: self.address.to_string(), root_file: self.dir.path().join("ca/root.crt") }
+    }
+
+    /// An agent of `node` that keeps its state in `state`; `token` is written to a file for it.
+    fn agent(&self, node_name: &str, state: &Path, token: Option<&str>) -> GrpcCa {
+        self.agent_at(node_name, state, token, Arc::new(SystemClock))
+    }
+
+    fn agent_at(&self, node_name: &str, state: &Path, token: Option<&str>, clock: Arc<dyn Clock>) -> GrpcCa {
+        let file: Option<PathBuf> = token.map(|token| {
+            let file = state.join("token");
+            fs::write(&file, format!("{token}\n")).unwrap();
+            file
+        });
+        let login = NodeLogin::new(node(node_name), state, file);
+        GrpcCa::with_clock(self.target(), CaAuth::Node(login), clock).unwrap()
+    }
+}
+
+async fn ask(ca: &dyn CaClient, who: &Identity) -> Result<super::super::Issued, CertError> {
+    issue(ca, who, WORKLOAD_TTL_MAX, SystemTime::now()).await
+}
+
+fn refusal(result: Result<super::super::Issued, CertError>) -> String {
+    match result {
+        Err(CertError::CaRefused { reason, .. }) => reason,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_node_joins_with_its_token_and_gets_what_its_pods_need() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let agent = ca.agent("a", state.path(), Some(&ca.token("a")));
+    let issued = ask(&agent, &identity("shop", "web")).await.unwrap();
+    assert_eq!(issued.credential.identity(), &identity("shop", "web"));
+    assert_eq!(issued.trust.roots().count(), 1);
+
+    let file = state.path().join("node/node.pem");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert_eq!(fs::read_dir(ca.dir.path().join("tokens")).unwrap().count(), 0, "the token is spent");
+}
+
+#[tokio::test]
+async fn a_restarted_agent_needs_no_new_token() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let token = ca.token("a");
+    ask(&ca.agent("a", state.path(), Some(&token)), &identity("shop", "web")).await.unwrap();
+    ask(&ca.agent("a", state.path(), None), &identity("shop", "web")).await.unwrap();
+    // Nor does it mind the spent one.
+    ask(&ca.agent("a", state.path(), Some(&token)), &identity("shop", "web")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restarted_ca_knows_its_nodes() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let agent = ca.agent("a", state.path(), Some(&ca.token("a")));
+    ask(&agent, &identity("shop", "web")).await.unwrap();
+    let (dir, address) = ca.stop().await;
+
+    let error = ask(&agent, &identity("shop", "web")).await.unwrap_err();
+    assert!(matches!(error, CertError::CaUnreachable { .. }), "{error}");
+    let _ca = Running::start_in(dir, address, Arc::new(SystemClock)).await;
+    ask(&agent, &identity("shop", "web")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_good_once() {
+    let (ca, first, second) = (Running::start().await, private_dir(), private_dir());
+    let token = ca.token("a");
+    ask(&ca.agent("a", first.path(), Some(&token)), &identity("shop", "web")).await.unwrap();
+    let reason = refusal(ask(&ca.agent("a", second.path(), Some(&token)), &identity("shop", "web")).await);
+    assert!(reason.contains("node a") && reason.contains("used before"), "{reason}");
+}
+
+#[tokio::test]
+async fn of_two_agents_with_one_token_at_once_one_gets_in() {
+    let (ca, first, second) = (Running::start().await, private_dir(), private_dir());
+    let token = ca.token("a");
+    let (one, two) = (ca.agent("a", first.path(), Some(&token)), ca.agent("a", second.path(), Some(&token)));
+    let web = identity("shop", "web");
+    let (one, two) = tokio::join!(ask(&one, &web), ask(&two, &web));
+    assert_eq!(usize::from(one.is_ok()) + usize::from(two.is_ok()), 1);
+}
+
+#[tokio::test]
+async fn a_token_for_another_node_is_refused_and_stays_good_for_its_own() {
+    let (ca, a, b) = (Running::start().await, private_dir(), private_dir());
+    let token = ca.token("a");
+    let reason = refusal(ask(&ca.agent("b", b.path(), Some(&token)), &identity("shop", "db")).await);
+    assert!(reason.contains("node b") && reason.contains("for another node"), "{reason}");
+    ask(&ca.agent("a", a.path(), Some(&token)), &identity("shop", "web")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_or_invented_token_is_refused() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let token = ca.token_at("a", TestClock::behind(2 * HOUR));
+    let reason = refusal(ask(&ca.agent("a", state.path(), Some(&token)), &identity("shop", "web")).await);
+    assert!(reason.contains("expired"), "{reason}");
+    for invented in ["x", "../tokens", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
+        let reason = refusal(ask(&ca.agent("a", state.path(), Some(invented)), &identity("shop", "web")).await);
+        assert!(reason.contains("unknown"), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn without_token_and_certificate_the_way_out_is_named() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let error = ask(&ca.agent("a", state.path(), None), &identity("shop", "web")).await.unwrap_err();
+    assert!(matches!(&error, CertError::NotJoined { .. }), "{error}");
+    assert!(error.to_string().contains("mesh-agent ca token --node a"), "{error}");
+}
+
+#[tokio::test]
+async fn an_identity_without_a_pod_on_the_node_is_refused_by_name() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let agent = ca.agent("a", state.path(), Some(&ca.token("a")));
+    let reason = refusal(ask(&agent, &identity("shop", "db")).await);
+    assert!(reason.contains("node a") && reason.contains("spiffe://cluster.local/ns/shop/sa/db"), "{reason}");
+    assert!(reason.contains("no enrolled pod"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_ca_that_the_root_file_does_not_vouch_for_is_not_asked() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let token = ca.token("a");
+    let root = state.path().join("other.crt");
+    fs::write(&root, super::super::state::pem("CERTIFICATE", &TestCa::new("other").root).as_bytes()).unwrap();
+    fs::write(state.path().join("token"), token.as_bytes()).unwrap();
+    let login = NodeLogin::new(node("a"), state.path(), Some(state.path().join("token")));
+    let target = GrpcTarget { root_file: root, ..ca.target() };
+    let agent = GrpcCa::new(target, CaAuth::Node(login)).unwrap();
+    let error = ask(&agent, &identity("shop", "web")).await.unwrap_err();
+    assert!(matches!(error, CertError::CaUnreachable { .. }), "{error}");
+    assert_eq!(fs::read_dir(ca.dir.path().join("tokens")).unwrap().count(), 1, "the token was not shown to it");
+}
+
+#[tokio::test]
+async fn a_missing_or_broken_root_file_is_named() {
+    let state = private_dir();
+    let root_file = state.path().join("root.crt");
+    for (content, words) in [(None, "is missing"), (Some("junk"), "no certificate")] {
+        if let Some(content) = content {
+            fs::write(&root_file, content).unwrap();
+        }
+        let target = GrpcTarget { address: "127.0.0.1:1".into(), root_file: root_file.clone() };
+        fs::write(state.path().join("token"), "x").unwrap();
+        let login = NodeLogin::new(node("a"), state.path(), Some(state.path().join("token")));
+        let error =
+            ask(&GrpcCa::new(target, CaAuth::Node(login)).unwrap(), &identity("shop", "web")).await.unwrap_err();
+        assert!(matches!(&error, CertError::StateDir { path, .. } if *path == root_file), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_certificate_that_cannot_be_used_is_named() {
+    let (ca, state) = (Running::start().await, private_dir());
+    ask(&ca.agent("a", state.path(), Some(&ca.token("a"))), &identity("shop", "web")).await.unwrap();
+    let file = state.path().join("node/node.pem");
+    let good = fs::read(&file).unwrap();
+    let error =
+        async |node: &str| ask(&ca.agent(node, state.path(), None), &identity("shop", "web")).await.unwrap_err();
+
+    let of_another = error("b").await.to_string();
+    assert!(
+        of_another.contains("is for spiffe://cluster.local/node/a") && of_another.contains("node.pem"),
+        "{of_another}"
+    );
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let readable = error("a").await.to_string();
+    assert!(readable.contains("open to other users (mode 0644)"), "{readable}");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    fs::write(&file, &good[..good.len() / 2]).unwrap();
+    let torn = error("a").await.to_string();
+    assert!(torn.contains("join again with a new token"), "{torn}");
+}
+
+#[tokio::test]
+async fn a_workload_certificate_opens_nothing_at_the_ca() {
+    let (ca, state) = (Running::start().await, private_dir());
+    let agent = ca.agent("a", state.path(), Some(&ca.token("a")));
+    let issued = ask(&agent, &identity("shop", "web")).await.unwrap();
+    // The same caller with the workload's key instead of the node's.
+    let caller = agent.caller_for_tests();
+    let csr = signing_request(&PrivateKey::generate().unwrap(), &identity("shop", "web").to_string()).unwrap();
+    let key = issued.credential.weak_key().upgrade().unwrap();
+    let proof = super::super::grpc::Proof::Certificate(key);
+    let error = caller.call(proof, &csr, "web", None, HOUR).await.unwrap_err();
+    assert!(matches!(&error, CertError::CaUnreachable { .. }), "the handshake ends: {error}");
+}
+
+#[tokio::test]
+async fn a_node_certificate_is_renewed_at_half_life_and_a_lost_one_needs_a_token() {
+    let clock = TestClock::new();
+    let as_clock = || Arc::clone(&clock) as Arc<dyn Clock>;
+    let ca = Running::start_in(private_dir(), "127.0.0.1:0".parse().unwrap(), as_clock()).await;
+    let state = private_dir();
+    let agent = ca.agent_at("a", state.path(), Some(&ca.token_at("a", as_clock())), as_clock());
+    let web = identity("shop", "web");
+    let ask_now = async |agent: &GrpcCa| issue(agent, &web, WORKLOAD_TTL_MAX, clock.now()).await;
+    ask_now(&agent).await.unwrap();
+    let first = fs::read(state.path().join("node/node.pem")).unwrap();
+
+    clock.jump(4 * 24 * HOUR);
+    let mut keep = agent.keep_ready();
+    let renewed = async {
+        while fs::read(state.path().join("node/node.pem")).unwrap() == first {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = &mut keep => {}
+        renewed = tokio::time::timeout(Duration::from_secs(10), renewed) => renewed.expect("renewed at half-life"),
+    }
+    drop(keep);
+    // Past the first certificate's end, inside the second's.
+    clock.jump(4 * 24 * HOUR);
+    ask_now(&agent).await.unwrap();
+    ask_now(&ca.agent_at("a", state.path(), None, as_clock())).await.unwrap();
+    // And the CA's own certificate has been made anew several times by now.
+
+    clock.jump(8 * 24 * HOUR);
+    let error = ask_now(&ca.agent_at("a", state.path(), None, as_clock())).await.unwrap_err();
+    assert!(matches!(error, CertError::NotJoined { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_is_needed_to_listen_on_every_address_and_a_taken_port_is_named() {
+    let dir = private_dir();
+    let settings = |listen: &str| CaServerSettings {
+        state_dir: dir.path().to_owned(),
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        listen: listen.parse().unwrap(),
+        names: Vec::new(),
+    };
+    let error = CaServer::bind(settings("0.0.0.0:0"), table()).await.unwrap_err();
+    assert!(error.to_string().contains("--name"), "{error}");
+    let taken = CaServer::bind(settings("127.0.0.1:0"), table()).await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error = CaServer::bind(settings(&address), table()).await.unwrap_err();
+    assert!(matches!(error, CertError::Listen { .. }) && error.to_string().contains(&address), "{error}");
+}
+
+fn service(dir: &TempDir) -> CaService {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    CaService {
+        authority: Authority::open(dir.path(), TRUST_DOMAIN, Arc::clone(&clock)).unwrap(),
+        tokens: JoinTokens::open(dir.path(), clock).unwrap(),
+        authorizer: table(),
+        trust_domain: TRUST_DOMAIN.into(),
+    }
+}
+
+fn csr(uri: &str) -> String {
+    signing_request(&PrivateKey::generate().unwrap(), uri).unwrap()
+}
+
+#[test]
+fn requests_that_must_not_be_granted() {
+    let dir = private_dir();
+    let service = service(&dir);
+    let token = service.tokens.create(&"a".parse().unwrap(), HOUR).unwrap();
+    let a = || Caller::Node(node("a"));
+    let with_token = || Caller::Token(token.clone());
+    let (web, db) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/db");
+    let table: Vec<(&str, Caller, String, Option<&str>, &str)> = vec![
+        ("nobody asks for a workload", Caller::Nobody, csr(web), None, "needs a node certificate"),
+        ("nobody asks for a node", Caller::Nobody, csr("spiffe://cluster.local/node/a"), None, "needs a join token"),
+        ("a token asks for a workload", with_token(), csr(web), Some(web), "good for a node certificate"),
+        ("a token asks for another node", with_token(), csr("spiffe://cluster.local/node/b"), None, "for another node"),
+        ("a node asks for another node", a(), csr("spiffe://cluster.local/node/b"), None, "node a may not have"),
+        ("a node asks for another node's pod", a(), csr(db), Some(db), "node a may not have"),
+        ("CSR and metadata disagree", a(), csr(web), Some(db), "several identities"),
+        ("metadata smuggles what the CSR hides", a(), csr(db), Some(web), "several identities"),
+        ("another trust domain", a(), csr("spiffe://other/ns/shop/sa/web"), None, "not of the trust domain"),
+        ("a node of another trust domain", with_token(), csr("spiffe://other/node/a"), None, "not of the trust domain"),
+        ("no SPIFFE name", a(), csr("https://web"), None, "neither a workload nor a node"),
+        ("control characters", a(), csr(web), Some("x\ny"), "several identities: spiffe"),
+        ("junk", a(), "junk".to_owned(), Some(web), "certificate request"),
+        ("RSA or P-384 key", a(), csr_p384(web), Some(web), "not ECDSA P-256"),
+        ("DNS name", a(), csr_dns(), Some(web), "not a URI"),
+        ("a torn signature", a(), csr_of_another_key(web), Some(web), "signature"),
+    ];
+    for (case, caller, csr, impersonated, words) in table {
+        let rejection = service.answer(&caller, &CertificateRequest::new(&csr, 3600, impersonated)).expect_err(case);
+        let text = rejection.to_string();
+        assert!(text.contains(words), "{case}: `{words}` is not in `{text}`");
+        assert!(!text.contains('\n'), "{case}: {text}");
+        assert!(!matches!(rejection, Rejection::Failed(_)), "{case}");
+    }
+    let good = service.answer(&with_token(), &CertificateRequest::new(&csr("spiffe://cluster.local/node/a"), 0, None));
+    assert!(good.is_ok(), "none of this spent the token");
+}
+
+#[test]
+fn what_a_csr_asks_for_besides_its_key_is_not_given() {
+    let dir = private_dir();
+    let service = service(&dir);
+    let web = "spiffe://cluster.local/ns/shop/sa/web";
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::URI(web.try_into().unwrap())];
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+    let csr = params.serialize_request(&PrivateKey::generate().unwrap()).unwrap().pem().unwrap();
+    let answer = service.answer(&Caller::Node(node("a")), &CertificateRequest::new(&csr, i64::MAX, None)).unwrap();
+    let pem = x509_parser::pem::parse_x509_pem(answer.cert_chain[0].as_bytes()).unwrap().1;
+    let leaf = pem.parse_x509().unwrap();
+    assert!(!leaf.is_ca());
+    let eku = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(eku.client_auth && eku.server_auth && !eku.code_signing);
+    assert!(leaf.subject().iter().count() == 0, "{}", leaf.subject());
+    let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
+    assert_eq!(life, 24 * 3600);
+}
+
+#[test]
+fn token_files_hold_no_token_and_are_private() {
+    let dir = private_dir();
+    let tokens = JoinTokens::open(dir.path(), Arc::new(SystemClock)).unwrap();
+    let token = tokens.create(&"a".parse().unwrap(), HOUR).unwrap();
+    assert_eq!(token.len(), 43, "256 bits in base64url");
+    let files: Vec<_> = fs::read_dir(dir.path().join("tokens")).unwrap().map(|e| e.unwrap()).collect();
+    assert_eq!(files.len(), 1);
+    assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    let content = fs::read_to_string(files[0].path()).unwrap();
+    assert!(!content.contains(token.as_str()) && !files[0].file_name().to_string_lossy().contains(token.as_str()));
+
+    // Expired ones are swept when the store is opened again.
+    let later = TestClock::new();
+    later.jump(2 * HOUR);
+    JoinTokens::open(dir.path(), later).unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("tokens")).unwrap().count(), 0);
+}
+
+fn csr_p384(uri: &str) -> String {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().unwrap())];
+    params.serialize_request(&key).unwrap().pem().unwrap()
+}
+
+fn csr_dns() -> String {
+    let params = rcgen::CertificateParams::new(vec!["web.shop".to_owned()]).unwrap();
+    params.serialize_request(&PrivateKey::generate().unwrap()).unwrap().pem().unwrap()
+}
+
+/// A CSR whose last signature byte is another.
+fn csr_of_another_key(uri: &str) -> String {
+    let pem = csr(uri);
+    let (_, parsed) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+    let mut der = parsed.contents;
+    let last = der.len() - 1;
+    der[last] ^= 1;
+    super::super::state::pem("CERTIFICATE REQUEST", &der).to_string()
+}
