@@ -63,7 +63,7 @@ impl Leaf {
         params.extended_key_usages = self.usages.clone();
         params.not_before = self.not_before.into();
         params.not_after = self.not_after.into();
-        params.is_ca = self.is_ca.clone();
+        params.is_ca = self.is_ca;
         params
     }
 }

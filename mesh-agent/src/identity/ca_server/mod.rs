@@ -11,6 +11,8 @@ mod node_verifier;
 mod own_cert;
 mod service;
 #[cfg(test)]
+mod service_tests;
+#[cfg(test)]
 mod tests;
 mod tokens;
 
