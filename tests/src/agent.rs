@@ -1,8 +1,10 @@
 //! The agent and its certificate authority as programs: started in a node's network, asked over their own
 //! endpoints, killed without mercy.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -282,7 +284,14 @@ impl Ca {
             bail!("`mesh-agent ca token`: {}", String::from_utf8_lossy(&output.stderr));
         }
         let file = node.folder().join("join-token");
-        fs::write(&file, &output.stdout)?;
+        // A secret: the agent reads it only from a file that nobody else can.
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&file)?
+            .write_all(&output.stdout)?;
         Ok(file)
     }
 }

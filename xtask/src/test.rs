@@ -40,9 +40,9 @@ impl Suite {
         let folder = shell::root().join("tests/tests");
         for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if let Some(name) = name.strip_suffix(".rs")
-                && name.starts_with(&format!("{}_", self.name()))
-            {
+            // A suite is a file, or a folder with its `main.rs`.
+            let name = name.strip_suffix(".rs").unwrap_or(&name);
+            if name.starts_with(&format!("{}_", self.name())) {
                 names.push(name.to_owned());
             }
         }

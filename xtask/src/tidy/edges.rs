@@ -108,7 +108,7 @@ fn room(path: &str) -> Option<&str> {
 
 /// A room's tests in files of their own: they may use whatever proves it.
 fn is_test(path: &str) -> bool {
-    ["/tests.rs", "/properties.rs"].iter().any(|name| path.ends_with(name)) || path.contains("/tests/")
+    ["tests.rs", "/properties.rs"].iter().any(|name| path.ends_with(name)) || path.contains("/tests/")
 }
 
 /// Whether `code` has the path `name::…`, and not as the end of a longer name.

@@ -139,7 +139,8 @@ fn rust_text(file: &SourceFile, found: &mut Vec<String>) {
 fn test_targets(files: &[SourceFile], found: &mut Vec<String>) {
     let Some(manifest) = files.iter().find(|f| f.path == "tests/Cargo.toml") else { return };
     for file in files {
-        let Some(name) = file.path.strip_prefix("tests/tests/").and_then(|p| p.strip_suffix(".rs")) else { continue };
+        let Some(path) = file.path.strip_prefix("tests/tests/").and_then(|p| p.strip_suffix(".rs")) else { continue };
+        let name = path.strip_suffix("/main").unwrap_or(path);
         if !name.contains('/') && !manifest.text.contains(&format!("name = \"{name}\"")) {
             found.push(format!("{}:1: not declared in tests/Cargo.toml, so it never runs", file.path));
         }
