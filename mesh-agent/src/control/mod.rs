@@ -1,1 +1,158 @@
 //! Sources of Kubernetes objects → model → snapshot.
+//!
+//! `dir` sees that a file changed, `files` keeps what the files say, `object` reads one object, `compile` joins
+//! them into snapshot parts, and [`run`] publishes those when they differ. Everything but `dir` and `publish` is
+//! pure. Nothing here decides about a connection; nothing of the data path is imported.
+
+mod compile;
+mod dir;
+mod document;
+mod files;
+mod object;
+mod publish;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use self::dir::Watcher;
+pub use self::publish::{Published, publish_captured};
+use self::source::DirSource;
+use crate::model::identity::{Identity, IdentityError};
+use crate::model::problem::Problem;
+use crate::snapshot::{Snapshot, SnapshotParts, SnapshotStore};
+
+/// What the directory source must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirConfig {
+    /// The watched directory. Its subdirectories are not read.
+    pub path: PathBuf,
+    /// Name of the node this agent serves.
+    pub node: String,
+    /// SPIFFE trust domain.
+    pub trust_domain: String,
+}
+
+/// Why a source cannot be run, or a publication not be made. Mistakes in objects are [`Problem`]s, never errors.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The operator's mistake: a trust domain that no SPIFFE id can have.
+    #[error("trust domain: {0}")]
+    TrustDomain(#[from] IdentityError),
+    /// The operator's mistake: the directory is not there, or may not be read.
+    #[error("cannot watch directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The machine's: `captured.<node>.yaml` could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The operator's mistake: a node name that cannot be part of a file name.
+    #[error("`{0}` is not a node name: lower-case letters, digits, `-` and `.`")]
+    NodeName(String),
+    /// Ours: a fault of the agent itself.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+/// Reads the directory, publishes the first snapshot, and then one for each change until `shutdown` completes.
+///
+/// The first snapshot is published even when the directory is empty, so its generation is at least 1. When the
+/// directory vanishes later, the last snapshot stays in force and says so among its problems.
+///
+/// # Errors
+/// When the directory cannot be watched at the start, or the trust domain is none.
+pub async fn run(
+    config: DirConfig,
+    store: Arc<SnapshotStore>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ControlError> {
+    Identity::new(&config.trust_domain, "namespace", "account")?;
+    let directory_error = |source| ControlError::Directory { path: config.path.clone(), source };
+    let mut watcher = Watcher::open(&config.path).map_err(directory_error)?;
+    let mut source = DirSource::new(config.path.clone(), &config.node, &config.trust_domain);
+    let mut publisher = Publisher::new(store);
+
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut batch = dir::Batch::rescan();
+    loop {
+        // Reading and compiling take up to seconds for a large directory: not on this runtime's threads.
+        let now = Instant::now().into_std();
+        let work = tokio::task::spawn_blocking(move || {
+            source.absorb(batch, now);
+            let parts = source.compile();
+            (source, parts)
+        });
+        let (returned, parts) = work.await.map_err(|error| ControlError::Internal(error.to_string()))?;
+        source = returned;
+        if let Some(parts) = parts {
+            publisher.publish(parts);
+        }
+
+        let deadline = source.deadline().map(Instant::from_std);
+        batch = tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            batch = watcher.next() => batch,
+            () = sleep_until(deadline) => dir::Batch::default(),
+        };
+    }
+}
+
+/// Never completes without a deadline.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Publishes what differs from what was published last, and logs each problem as it comes and goes.
+struct Publisher {
+    store: Arc<SnapshotStore>,
+    last: Option<SnapshotParts>,
+    known: BTreeSet<Problem>,
+}
+
+impl Publisher {
+    fn new(store: Arc<SnapshotStore>) -> Self {
+        Self { store, last: None, known: BTreeSet::new() }
+    }
+
+    fn publish(&mut self, parts: SnapshotParts) {
+        if self.last.as_ref() == Some(&parts) {
+            return;
+        }
+        self.log(&parts.problems);
+        let generation = self.store.load().generation() + 1;
+        self.store.publish(Snapshot::new(generation, parts.clone()));
+        self.last = Some(parts);
+    }
+
+    fn log(&mut self, problems: &[Problem]) {
+        let now: BTreeSet<Problem> = problems.iter().cloned().collect();
+        for problem in now.difference(&self.known) {
+            let Problem { location, object, field, reason, effect } = problem;
+            warn!(%location, %object, %field, %reason, effect = effect.as_str(), "mistake in the configuration");
+        }
+        for problem in self.known.difference(&now) {
+            let Problem { location, object, field, .. } = problem;
+            info!(%location, %object, %field, "mistake mended");
+        }
+        self.known = now;
+    }
+}

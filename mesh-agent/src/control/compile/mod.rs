@@ -1,0 +1,71 @@
+//! Objects → [`SnapshotParts`]: everything that takes more than one object to know.
+//!
+//! Pure and total: whatever the objects say, there is a snapshot, and what had to be left out of it is a
+//! [`Problem`]. The same objects in the same order give the same parts.
+
+mod ownership;
+mod peer_modes;
+mod services;
+#[cfg(test)]
+mod tests;
+mod workloads;
+
+use std::sync::Arc;
+
+use super::object::{CaptureState, Namespace, Node, PeerPolicy, Pod, Service, Slice};
+use crate::model::policy::Policy;
+use crate::model::problem::{Effect, Problem};
+use crate::snapshot::SnapshotParts;
+
+/// An object and where it was found.
+#[derive(Debug)]
+pub(super) struct Found<T> {
+    pub(super) object: Arc<T>,
+    pub(super) location: Arc<str>,
+}
+
+/// Every object in force, by kind, in the order of its source.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pub(super) namespaces: Vec<Found<Namespace>>,
+    pub(super) nodes: Vec<Found<Node>>,
+    pub(super) pods: Vec<Found<Pod>>,
+    pub(super) services: Vec<Found<Service>>,
+    pub(super) slices: Vec<Found<Slice>>,
+    pub(super) captures: Vec<Found<CaptureState>>,
+    pub(super) peers: Vec<Found<PeerPolicy>>,
+    /// Their mistakes are in `problems` already.
+    pub(super) policies: Vec<Arc<Policy>>,
+    /// What is wrong with single objects.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Compiles the objects for the agent of `node`.
+pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str>) -> SnapshotParts {
+    let mut problems = objects.problems.clone();
+    let owners = ownership::owners(&objects.pods, &mut problems);
+    let workloads = workloads::compile(objects, &owners, trust_domain, &mut problems);
+    let services = services::compile(objects, &owners, &mut problems);
+    problems.sort();
+    problems.dedup();
+    SnapshotParts {
+        node: Arc::clone(node),
+        trust_domain: Arc::clone(trust_domain),
+        workloads,
+        services,
+        policies: objects.policies.clone(),
+        problems,
+    }
+}
+
+impl<T> Found<T> {
+    fn problem(&self, object: String, field: &str, reason: String, effect: Effect) -> Problem {
+        Problem {
+            location: Arc::clone(&self.location),
+            object: object.into(),
+            field: field.into(),
+            reason: reason.into(),
+            effect,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Pods, with their namespaces, nodes, capture states and peer policies → workloads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::ownership::Owners;
+use super::peer_modes::{self, Applicable};
+use super::{Found, Objects};
+use crate::control::object::{EXCLUDE_INBOUND_PORTS, MODE_LABEL, Mode, Pod};
+use crate::model::identity::Identity;
+use crate::model::problem::{Effect, Problem};
+use crate::model::workload::{Captured, Enrolment, Exclusions, Workload};
+
+/// Looked up for every pod.
+struct Context<'a> {
+    namespaces: HashMap<&'a str, Option<Mode>>,
+    zones: HashMap<&'a str, &'a Arc<str>>,
+    captured: HashMap<(&'a str, &'a str), &'a Captured>,
+    identities: HashMap<(&'a str, &'a str), Option<Identity>>,
+    no_zone: Arc<str>,
+}
+
+/// Compiles every pod that has a usable identity.
+pub(super) fn compile(
+    objects: &Objects,
+    owners: &Owners<'_>,
+    trust_domain: &str,
+    problems: &mut Vec<Problem>,
+) -> Vec<Arc<Workload>> {
+    let captures = objects.captures.iter().map(|found| &found.object);
+    let mut context = Context {
+        namespaces: objects.namespaces.iter().map(|found| (&*found.object.name, found.object.mode)).collect(),
+        zones: objects.nodes.iter().map(|found| (&*found.object.name, &found.object.zone)).collect(),
+        captured: captures
+            .flat_map(|state| state.pods.iter().map(|(uid, captured)| ((&*state.node, &**uid), captured)))
+            .collect(),
+        identities: HashMap::new(),
+        no_zone: Arc::from(""),
+    };
+    let peers = peer_modes::by_scope(&objects.peers);
+    let mut workloads = Vec::with_capacity(objects.pods.len());
+    for (at, pod) in objects.pods.iter().enumerate().filter(|(at, _)| !owners.is_impostor(*at)) {
+        let account = (&*pod.object.namespace, &*pod.object.service_account);
+        let make = || Identity::new(trust_domain, account.0, account.1).ok();
+        let Some(identity) = context.identities.entry(account).or_insert_with(make).clone() else {
+            let reason = format!("`{}/{}` cannot be part of a SPIFFE id", account.0, account.1);
+            problems.push(pod.problem(title(&pod.object), "spec.serviceAccountName", reason, Effect::Ignored));
+            continue;
+        };
+        let applicable = peer_modes::applicable(&peers, &pod.object);
+        let workload = context.workload(pod, identity, owners.lost(at), &applicable, problems);
+        workloads.push(Arc::new(workload));
+    }
+    workloads
+}
+
+fn title(pod: &Pod) -> String {
+    format!("Pod {}", pod.display_name())
+}
+
+impl Context<'_> {
+    fn workload(
+        &self,
+        found: &Found<Pod>,
+        identity: Identity,
+        lost: bool,
+        peers: &Applicable<'_>,
+        problems: &mut Vec<Problem>,
+    ) -> Workload {
+        let pod = &found.object;
+        let owns_nothing = lost || pod.host_network || pod.finished;
+        let zone = self.zones.get(&*pod.node).copied().unwrap_or(&self.no_zone);
+        Workload {
+            uid: Arc::clone(&pod.uid),
+            namespace: Arc::clone(&pod.namespace),
+            name: Arc::clone(&pod.name),
+            app: Arc::clone(&pod.app),
+            node: Arc::clone(&pod.node),
+            zone: Arc::clone(zone),
+            labels: pod.labels.clone(),
+            identity,
+            ips: if owns_nothing { Vec::new() } else { pod.ips.clone() },
+            host_network: pod.host_network,
+            ports: pod.ports.clone(),
+            enrolment: self.enrolment(found, lost, peers, problems),
+            captured: self.captured.get(&(&*pod.node, &*pod.uid)).map(|captured| (*captured).clone()),
+            peer_mode: peers.modes(),
+            exclusions: exclusions(found, peers, problems),
+            netns: pod.netns.clone(),
+            terminating: pod.terminating,
+        }
+    }
+
+    fn enrolment(
+        &self,
+        found: &Found<Pod>,
+        lost: bool,
+        peers: &Applicable<'_>,
+        problems: &mut Vec<Problem>,
+    ) -> Enrolment {
+        let pod = &found.object;
+        if pod.finished || lost {
+            return Enrolment::Gone;
+        }
+        let namespace = self.namespaces.get(&*pod.namespace).copied().flatten();
+        let is_asked = match (pod.mode.or(namespace), namespace) {
+            (Some(Mode::Enabled), _) => true,
+            (Some(Mode::Disabled), Some(Mode::Enabled)) => match peers.forbids_opt_out() {
+                Some(policy) => {
+                    let reason = format!(
+                        "ignored: PeerPolicy {} is Strict and has no `allowOptOut: true`",
+                        policy.display_name()
+                    );
+                    let field = format!("metadata.labels[{MODE_LABEL}]");
+                    problems.push(found.problem(title(pod), &field, reason, Effect::Partly));
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        };
+        match (is_asked, pod.host_network) {
+            (false, _) => Enrolment::NotAsked,
+            (true, true) => Enrolment::HostNetwork,
+            (true, false) => Enrolment::Enrolled,
+        }
+    }
+}
+
+/// What the pod asks for, without the inbound ports that a higher scope keeps in.
+fn exclusions(found: &Found<Pod>, peers: &Applicable<'_>, problems: &mut Vec<Problem>) -> Exclusions {
+    let mut exclusions = found.object.exclusions.clone();
+    exclusions.inbound_ports.retain(|port| {
+        let Some(policy) = peers.forbids_exclusion(*port) else {
+            return true;
+        };
+        let reason =
+            format!("{port} ignored: PeerPolicy {} is Strict and has no `allowOptOut: true`", policy.display_name());
+        let field = format!("metadata.annotations[{EXCLUDE_INBOUND_PORTS}]");
+        problems.push(found.problem(title(&found.object), &field, reason, Effect::Partly));
+        false
+    });
+    exclusions
+}

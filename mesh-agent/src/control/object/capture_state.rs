@@ -1,0 +1,85 @@
+//! `CaptureState`: which pods of its node an agent has captured, in `dir` mode a file beside the pods.
+//!
+//! § No downgrade: a pod named here is reached by mTLS or not at all (design §3).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::decode::{Mistake, decode};
+use super::{API_VERSION, Kind};
+use crate::model::workload::Captured;
+
+/// What one agent has published.
+#[derive(Debug, PartialEq)]
+pub(in crate::control) struct CaptureState {
+    /// The agent's node: it speaks for pods of this node only.
+    pub(in crate::control) node: Arc<str>,
+    /// By pod uid.
+    pub(in crate::control) pods: BTreeMap<Arc<str>, Captured>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(rename = "metadata")]
+    _metadata: ObjectMeta,
+    spec: Spec,
+}
+
+#[derive(Debug, Deserialize)]
+struct Spec {
+    node: String,
+    pods: Vec<RawPod>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct RawPod {
+    uid: String,
+    /// `namespace/name`, for the reader.
+    name: String,
+    generation: u64,
+    wire: Vec<String>,
+}
+
+pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<CaptureState, Mistake> {
+    let (raw, unknown) = decode::<Raw>(value);
+    let spec = raw?.spec;
+    mistakes.extend(unknown);
+    let captured = |pod: RawPod| {
+        let wire = pod.wire.iter().map(|version| Arc::from(version.as_str())).collect();
+        (Arc::from(pod.uid), Captured { generation: pod.generation, wire })
+    };
+    Ok(CaptureState { node: spec.node.into(), pods: spec.pods.into_iter().map(captured).collect() })
+}
+
+/// The object that [`read`] reads, as YAML; `pods` are uid, `namespace/name` and what is published.
+///
+/// # Errors
+/// When the YAML writer fails, which it has no reason to.
+pub(in crate::control) fn render<'a>(
+    node: &str,
+    pods: impl Iterator<Item = (&'a str, String, &'a Captured)>,
+) -> Result<String, serde_norway::Error> {
+    let pods: Vec<RawPod> = pods
+        .map(|(uid, name, captured)| RawPod {
+            uid: uid.to_owned(),
+            name,
+            generation: captured.generation,
+            wire: captured.wire.iter().map(ToString::to_string).collect(),
+        })
+        .collect();
+    serde_norway::to_string(&json!({
+        "apiVersion": API_VERSION,
+        "kind": Kind::CaptureState.as_str(),
+        "metadata": {"name": node},
+        "spec": {"node": node, "pods": pods},
+    }))
+}
