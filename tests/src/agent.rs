@@ -147,6 +147,17 @@ impl Agent {
         node.spawn("uninstall", command)?.finish(READY_WITHIN).map(drop)
     }
 
+    /// Waits until it gives up by itself; gives what it said.
+    ///
+    /// # Errors
+    /// When it runs on, or ends as if all were well.
+    pub fn gives_up(mut self) -> Result<String> {
+        let status = self.process.wait(READY_WITHIN)?;
+        let said = self.process.stderr();
+        ensure!(!status.success(), "it ended with {status} as if all were well:\n{said}");
+        Ok(said)
+    }
+
     /// Scrapes its metrics.
     ///
     /// # Errors

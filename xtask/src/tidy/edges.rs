@@ -24,7 +24,7 @@ const OWNED: &[Owned] = &[
     Owned { krate: "kube", rooms: &["control"] },
     Owned { krate: "k8s_openapi", rooms: &["control"] },
     Owned { krate: "inotify", rooms: &["control"] },
-    Owned { krate: "prometheus_client", rooms: &["telemetry", "admin"] },
+    Owned { krate: "prometheus_client", rooms: &["telemetry", "admin", "agent"] },
     Owned { krate: "clap", rooms: &["config", "cli", "main"] },
 ];
 

@@ -100,6 +100,25 @@ pub fn dial(options: &Options) -> Result<()> {
     counts.print(began)
 }
 
+/// One connection on which a line goes to and fro every `--every-ms`.
+pub fn chat(options: &Options) -> Result<()> {
+    let every = options.millis("every-ms", 20)?;
+    let count: u64 = options.required("count")?;
+    let mut stream = connect(options.target()?)?;
+    let began = Instant::now();
+    let counts = Counts::default();
+    for _ in 0..count {
+        let start = Instant::now();
+        let result = ping(&mut stream);
+        counts.add(&result);
+        if result.is_err() {
+            break;
+        }
+        pace(start, every);
+    }
+    counts.print(began)
+}
+
 /// Work by `parallel` threads until `count` connections are done, in order of `targets`.
 fn parallel(options: &Options, one: impl Fn(SocketAddr) -> io::Result<()> + Sync) -> Result<()> {
     let targets = options.targets()?;

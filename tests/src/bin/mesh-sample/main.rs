@@ -33,6 +33,7 @@ clients (--to IP:PORT)
   dial        --every-ms N --count N: a connection at a steady pace; prints each
   churn       --count N --parallel N [--per-second N] --to may be a list: short connections, closed by the client
   burst       --count N: all open at once, then all closed
+  chat        --every-ms N --count N: one connection, a line to and fro at a steady pace
   say         --lines-file FILE --connections N: sends each line and wants it back
   shout       --count N --parallel N --bytes N: connect, write, close
   transfer    --bytes N: sends and checks N bytes at once
@@ -73,6 +74,7 @@ fn run() -> Result<()> {
         "dial" => churn::dial(&options),
         "churn" => churn::churn(&options),
         "burst" => churn::burst(&options),
+        "chat" => churn::chat(&options),
         "say" => churn::say(&options),
         "shout" => churn::shout(&options),
         "probe" => probe::probe(&options),

@@ -1,0 +1,116 @@
+//! What an operator sees: endpoints, status, check, and numbers that add up.
+
+// Tests may panic: that is how they fail.
+#![allow(clippy::panic, clippy::indexing_slicing)]
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::agent::METRICS;
+use mesh_tests::http;
+use mesh_tests::mesh::{IN_FORCE_WITHIN, scenario};
+use mesh_tests::pod::program;
+use mesh_tests::topology::Side;
+use mesh_tests::wait;
+
+const WITHIN: Duration = Duration::from_secs(60);
+
+#[test]
+fn metrics_count_what_was_done() -> Result<()> {
+    scenario(|mesh| {
+        let (client, server) = mesh.shop()?;
+        let service = mesh.service("shop/server", 80, 7000)?;
+        let _echo = server.sample_server("echo", 7000, &[])?;
+        let answer = client.ask("churn", service[0], &["--count", "30"], WITHIN)?;
+        ensure!(answer["ok"] == 30, "{answer}");
+        for side in Side::BOTH {
+            wait::until("30 connections are counted", IN_FORCE_WITHIN, || {
+                let metrics = mesh.agent(side)?.metrics(mesh.node(side))?;
+                let labels = [("source_workload", "client"), ("destination_workload", "server"), ("outcome", "ok")];
+                let closed = metrics.sum("mesh_connections_closed_total", &labels);
+                wait::holds(closed == 30.0, || {
+                    format!("{closed} closed on {}: {:#?}", side.node_name(), metrics.samples())
+                })
+            })?;
+            let live = http::get(mesh.node(side).netns(), METRICS, "/livez")?;
+            ensure!(live.status == 200, "{live:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn status_tells_who_is_captured_and_under_which_identity() -> Result<()> {
+    scenario(|mesh| {
+        let (client, _) = mesh.shop()?;
+        let status = mesh.agent(Side::A)?.status(mesh.node(Side::A))?;
+        let pods = status["pods"].as_array().context("no pods in the status")?;
+        let own =
+            pods.iter().find(|pod| pod["pod"] == client.object().display_name()).context("the pod is not there")?;
+        ensure!(own["stage"] == "captured", "{own}");
+        ensure!(own["identity"] == "spiffe://cluster.local/ns/shop/sa/client", "{own}");
+        ensure!(status["node"] == "node-a" && status["problems"].as_array().is_some_and(Vec::is_empty), "{status}");
+        let identities = status["identities"].as_array().context("no identities in the status")?;
+        ensure!(identities.len() == 1 && identities[0]["not_after"].as_i64().is_some_and(|t| t > 0), "{identities:?}");
+        // The other node's pods are not this agent's to hold keys for.
+        ensure!(!status["identities"].to_string().contains("sa/server"), "{status}");
+        Ok(())
+    })
+}
+
+#[test]
+fn no_agent_of_two_nodes_holds_the_root_key() -> Result<()> {
+    scenario(|mesh| {
+        mesh.shop()?;
+        for side in Side::BOTH {
+            let mut folders = vec![mesh.agent(side)?.state().to_owned()];
+            while let Some(folder) = folders.pop() {
+                for entry in folder.read_dir()? {
+                    let entry = entry?;
+                    ensure!(entry.file_name() != "root.key", "{}", entry.path().display());
+                    if entry.file_type()?.is_dir() {
+                        folders.push(entry.path());
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_join_token_works_once() -> Result<()> {
+    scenario(|mesh| {
+        mesh.expect_complaint("token");
+        let (client, server) = mesh.shop()?;
+        let _echo = server.sample_server("echo", 7000, &[])?;
+        // The same token once more, by an agent that has lost its state.
+        let state = mesh.agent(Side::A)?.state().to_owned();
+        let options = mesh.take_agent(Side::A)?.stop()?;
+        std::fs::rename(&state, state.with_extension("lost"))?;
+        mesh.run_agent(Side::A, options)?;
+        wait::until("the used token is named", IN_FORCE_WITHIN, || {
+            let log = mesh.agent(Side::A)?.log();
+            wait::holds(log.contains("token"), || log)
+        })?;
+        let status = mesh.agent(Side::A)?.status(mesh.node(Side::A));
+        let status = status.map(|s| s["identities"].to_string()).unwrap_or_default();
+        ensure!(!status.contains("\"state\":\"valid\""), "it has certificates: {status}");
+        let found = client.ask("probe", SocketAddr::new(server.ip(), 7000), &["--say", "x"], WITHIN)?;
+        ensure!(found["connect"] == "ok" || found["connect"] == "ConnectionRefused", "{found}");
+        Ok(())
+    })
+}
+
+#[test]
+fn check_passes_here_and_says_what_it_looked_at() -> Result<()> {
+    let output = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?).arg("check").output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for word in ["kernel", "cgroup", "BTF"] {
+        ensure!(said.contains(word), "{word} not in:\n{said}");
+    }
+    Ok(())
+}
