@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 use crate::capture::{EnrolledPod, Kernel, NotCaptured, PlainConnection};
+use crate::control::{ControlError, Published};
 use crate::identity::CertStore;
 use crate::model::identity::{Identity, PeerIdentity};
 use crate::model::policy::Policy;
@@ -41,18 +42,12 @@ pub(super) struct Parts {
     pub(super) proxy: Arc<Proxy>,
     pub(super) certificates: Arc<CertStore>,
     pub(super) wanted: watch::Sender<BTreeSet<Identity>>,
-    pub(super) publish: Box<dyn Fn(&BTreeMap<WorkloadUid, Published>) -> std::io::Result<()> + Send>,
+    pub(super) publish: Publish,
     pub(super) wire: Vec<Arc<str>>,
 }
 
-/// What is published of one pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Published {
-    /// `namespace/name`, for people who read the file.
-    pub(super) name: String,
-    /// Generation and wire versions.
-    pub(super) captured: Captured,
-}
+/// Tells the other agents what is captured on this node: all of it, each time.
+pub(super) type Publish = Box<dyn Fn(&[Published]) -> Result<(), ControlError> + Send>;
 
 /// Where one pod stands, for status and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +150,7 @@ impl Pods {
                 .local_workloads()
                 .filter_map(|workload| {
                     let captured = workload.captured.clone()?;
-                    Some((Arc::clone(&workload.uid), Published { name: workload.display_name(), captured }))
+                    Some((Arc::clone(&workload.uid), published(workload, captured)))
                 })
                 .collect();
         }
@@ -294,7 +289,7 @@ impl Pods {
             match stage {
                 Stage::Captured(member) => {
                     let captured = member.captured.clone();
-                    now.insert(Arc::clone(uid), Published { name: workload.display_name(), captured });
+                    now.insert(Arc::clone(uid), published(workload, captured));
                     self.inherited.remove(uid);
                 }
                 Stage::Joining(_) => {
@@ -313,7 +308,8 @@ impl Pods {
         if self.published.as_ref() == Some(&now) {
             return;
         }
-        match (self.parts.publish)(&now) {
+        let list: Vec<Published> = now.values().cloned().collect();
+        match (self.parts.publish)(&list) {
             Ok(()) => self.published = Some(now),
             Err(error) => tracing::error!(%error, "what is captured on this node could not be published"),
         }
@@ -385,7 +381,7 @@ impl Pods {
         let stages = std::mem::take(&mut self.stages);
         self.publish();
         if self.published.as_ref().is_some_and(|published| !published.is_empty())
-            && let Err(error) = (self.parts.publish)(&BTreeMap::new())
+            && let Err(error) = (self.parts.publish)(&[])
         {
             tracing::error!(%error, "what was captured on this node could not be withdrawn");
         }
@@ -400,6 +396,10 @@ impl Pods {
             let _ = member.pod.remove_routes();
         }
     }
+}
+
+fn published(workload: &Workload, captured: Captured) -> Published {
+    Published { uid: Arc::clone(&workload.uid), name: workload.display_name(), captured }
 }
 
 fn end_leniency(member: &mut Member, now: Instant) {

@@ -1,0 +1,67 @@
+//! What `mesh-agent status` is told, put together from the board.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::metrics::Board;
+use super::pods::PodReport;
+use crate::admin::status::{IdentityStatus, PodStatus, SnapshotStatus, Status};
+use crate::config::Config;
+use crate::identity::{CertState, CertStatus};
+use crate::model::workload::PeerMode;
+use crate::snapshot::Snapshot;
+
+/// The function that the status socket asks.
+pub(super) fn source(config: &Config, board: &Arc<Board>) -> impl Fn() -> Status + Send + Sync + 'static {
+    let (node, board) = (config.node.clone(), Arc::clone(board));
+    move || {
+        let snapshot = board.snapshots.load();
+        let mut pods: Vec<PodStatus> = board.pods().iter().map(|report| pod(report, &snapshot)).collect();
+        pods.sort_by(|a, b| a.pod.cmp(&b.pod));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: node.clone(),
+            snapshot: SnapshotStatus {
+                generation: snapshot.generation(),
+                workloads: snapshot.workloads().len(),
+                services: snapshot.services().len(),
+                policies: snapshot.policies().len(),
+            },
+            pods,
+            identities: board.certificates.status().iter().map(identity).collect(),
+            peers: Vec::new(),
+            problems: snapshot.problems().iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn pod(report: &PodReport, snapshot: &Snapshot) -> PodStatus {
+    let workload = &report.workload;
+    let mode = match workload.peer_mode.default {
+        PeerMode::Strict => "strict",
+        PeerMode::Permissive => "permissive",
+    };
+    PodStatus {
+        pod: workload.display_name(),
+        stage: report.stage.to_owned(),
+        reason: report.detail.to_string(),
+        identity: workload.identity.to_string(),
+        mode: mode.to_owned(),
+        policies: snapshot.policies_for(&workload.uid).iter().map(|policy| policy.display_name()).collect(),
+    }
+}
+
+fn identity(status: &CertStatus) -> IdentityStatus {
+    let (state, not_after) = match &status.state {
+        CertState::Missing => ("missing", None),
+        CertState::Valid(dates) => ("valid", Some(dates.not_after)),
+        CertState::Expired(dates) => ("expired", Some(dates.not_after)),
+    };
+    let since = not_after.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    IdentityStatus {
+        identity: status.identity.to_string(),
+        state: state.to_owned(),
+        not_after: since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+        error: status.last_error.clone().unwrap_or_default(),
+    }
+}
