@@ -13,6 +13,8 @@ use tokio::io::unix::AsyncFd;
 
 /// `BPF_LINK_UPDATE` of `bpf(2)`.
 const BPF_LINK_UPDATE: libc::c_long = 29;
+/// `BPF_LINK_DETACH` of `bpf(2)`.
+const BPF_LINK_DETACH: libc::c_long = 34;
 /// `BPF_OBJ_GET` of `bpf(2)`.
 const BPF_OBJ_GET: libc::c_long = 7;
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h, since Linux 5.14.
@@ -105,6 +107,21 @@ pub fn bpf_link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
         Attr { link_fd: link.as_raw_fd() as u32, new_prog_fd: program.as_raw_fd() as u32, flags: 0, old_prog_fd: 0 };
     // SAFETY: `attr` has the layout of this command's part of `union bpf_attr`, and outlives the call.
     let ret = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<Attr>()) };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Detaches what a link attached, before this returns. Dropping the last reference does so too, but later.
+///
+/// # Errors
+/// EOPNOTSUPP for links that cannot be detached; ENOLINK and relatives when what it was attached to is gone.
+pub fn bpf_link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+    }
+    let attr = Attr { link_fd: link.as_raw_fd() as u32 };
+    // SAFETY: `attr` has the layout of this command's part of `union bpf_attr`, and outlives the call.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attr, size_of::<Attr>()) };
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -45,8 +45,11 @@ impl Bench {
     fn new() -> Result<Self> {
         let topology = Topology::two_nodes()?;
         let node = topology.node(Side::A);
-        let config =
-            KernelConfig { instance: "kernel".into(), cgroup: node.cgroup().to_owned(), bpffs: node.bpffs().to_owned() };
+        let config = KernelConfig {
+            instance: "kernel".into(),
+            cgroup: node.cgroup().to_owned(),
+            bpffs: node.bpffs().to_owned(),
+        };
         let kernel = Kernel::start(config.clone())?;
         Ok(Self { kernel, config, topology, workloads: Vec::new(), generation: 0 })
     }
@@ -66,7 +69,8 @@ impl Bench {
 
     fn sync(&mut self) -> Result<()> {
         self.generation += 1;
-        let remote = Workload { captured: Some(Captured { generation: 1, wire: vec![] }), ..workload("remote", &REMOTE) };
+        let remote =
+            Workload { captured: Some(Captured { generation: 1, wire: vec![] }), ..workload("remote", &REMOTE) };
         let workloads = self.workloads.iter().cloned().chain([Arc::new(remote)]).collect();
         let fallback = self.workloads.last().map(|workload| SocketAddr::new(workload.ips[0], 8080));
         let services = [(VIP, fallback), (EMPTY_VIP, None)].map(|(vip, to)| Arc::new(service(vip, to)));
@@ -75,22 +79,41 @@ impl Bench {
         Ok(self.kernel.sync(&Snapshot::new(self.generation, parts))?)
     }
 
+    fn pins(&self) -> std::path::PathBuf {
+        self.config.bpffs.join(&self.config.instance)
+    }
+
     fn count(&self, counter: Counter) -> u64 {
         self.kernel.counters()[counter as usize].1
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         for workload in &self.workloads {
             if let Some(pod) = self.kernel.release(&workload.uid) {
-                pod.remove_routes()?;
+                // The pod is gone by now, and its netns with it.
+                let _ = pod.remove_routes();
             }
         }
         self.kernel.leave_cgroup();
-        drop(self.kernel);
         uninstall(&self.config)?;
         assert_eq!(bpf::attached_to_cgroup(&self.config.cgroup)?, 0, "programs stayed on the cgroup");
-        drop(self.topology);
-        leftovers::nothing_left()
+        Ok(())
+    }
+}
+
+/// Runs `story` on a new node, then checks that nothing of it is left.
+fn node(story: impl FnOnce(&mut Bench) -> Result<()>) -> Result<()> {
+    let mut bench = Bench::new()?;
+    story(&mut bench)?;
+    bench.finish()?;
+    drop(bench);
+    leftovers::nothing_left()
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // The topology ends whatever is left in its cgroups: not the test itself.
+        self.kernel.leave_cgroup();
     }
 }
 
@@ -130,6 +153,7 @@ fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {
         workload: None,
         node: "a".into(),
         zones: vec![],
+        nodes: vec![],
         zone: "".into(),
         ready: true,
         serving: true,
@@ -180,196 +204,209 @@ fn served(pod: &Pod, to: SocketAddr) -> Result<Value> {
 
 #[test]
 fn a_captured_connect_reaches_the_agent_with_its_destination_and_leaves_no_record() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let pod = bench.pod("client")?;
-    let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Permissive))?;
-    let mapped = format!("[::ffff:{}]:8123", REMOTE[0]);
-    let table = [format!("{}:8123", REMOTE[0]), format!("[{}]:8123", REMOTE[1]), mapped, format!("{VIP}:80")];
-    for destination in table {
-        let to: SocketAddr = destination.parse()?;
-        let client = pod.ask_later("probe", to, &["--within-ms", "5000"])?;
-        let mut stream = accept(&sockets.outbound)?;
-        let orig = enrolled.original_destination(stream.as_fd()).context("no original destination")?;
-        assert_eq!(orig.addr(), SocketAddr::new(to.ip().to_canonical(), to.port()));
-        assert!(pod.ips().contains(&stream.peer_addr()?.ip().to_canonical()), "the source is the pod's own address");
-        stream.write_all(b"x")?;
-        drop(stream);
-        let answer = client.answer(SOON)?;
-        let seen: SocketAddr = answer["peer"].as_str().context("no peer")?.parse()?;
-        assert_eq!(seen, SocketAddr::new(to.ip().to_canonical(), to.port()), "the application sees the destination it asked for: {answer}");
-    }
-    let entries = bpf::map_entries(bench.topology.node(Side::A).bpffs())?;
-    assert_eq!((entries["flows"], entries["orig_dsts"]), (0, 0), "{entries:?}");
-    drop(sockets);
-    bench.finish()
+    node(|bench| {
+        let pod = bench.pod("client")?;
+        let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Permissive))?;
+        let mapped = format!("[::ffff:{}]:8123", REMOTE[0]);
+        let table = [format!("{}:8123", REMOTE[0]), format!("[{}]:8123", REMOTE[1]), mapped, format!("{VIP}:80")];
+        for destination in table {
+            let to: SocketAddr = destination.parse()?;
+            let client = pod.ask_later("probe", to, &["--within-ms", "5000"])?;
+            let mut stream = accept(&sockets.outbound)?;
+            let orig = enrolled.original_destination(stream.as_fd()).context("no original destination")?;
+            assert_eq!(orig.addr(), SocketAddr::new(to.ip().to_canonical(), to.port()));
+            assert!(
+                pod.ips().contains(&stream.peer_addr()?.ip().to_canonical()),
+                "the source is the pod's own address"
+            );
+            stream.write_all(b"x")?;
+            drop(stream);
+            let answer = client.answer(SOON)?;
+            let seen: SocketAddr = answer["peer"].as_str().context("no peer")?.parse()?;
+            assert_eq!(
+                seen,
+                SocketAddr::new(to.ip().to_canonical(), to.port()),
+                "the application sees the destination it asked for: {answer}"
+            );
+        }
+        let entries = bpf::map_entries(&bench.pins())?;
+        assert_eq!((entries["flows"], entries["orig_dsts"]), (0, 0), "{entries:?}");
+        Ok(())
+    })
 }
 
 #[test]
 fn a_client_that_writes_and_closes_before_the_agent_accepts_loses_nothing() -> Result<()> {
     const CLIENTS: usize = 200;
-    let mut bench = Bench::new()?;
-    let pod = bench.pod("client")?;
-    let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Permissive))?;
-    let to: SocketAddr = format!("{}:9", REMOTE[0]).parse()?;
-    let count = CLIENTS.to_string();
-    pod.ask("shout", to, &["--count", &count, "--parallel", "4", "--bytes", "100"], Duration::from_secs(60))?;
-    for _ in 0..CLIENTS {
-        let mut stream = accept(&sockets.outbound)?;
-        assert_eq!(enrolled.original_destination(stream.as_fd()).map(|orig| orig.addr()), Some(to));
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
-        assert_eq!(bytes.len(), 100);
-    }
-    drop(sockets);
-    bench.finish()
+    node(|bench| {
+        let pod = bench.pod("client")?;
+        let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Permissive))?;
+        let to: SocketAddr = format!("{}:9", REMOTE[0]).parse()?;
+        let count = CLIENTS.to_string();
+        pod.ask("shout", to, &["--count", &count, "--parallel", "4", "--bytes", "100"], Duration::from_secs(60))?;
+        for _ in 0..CLIENTS {
+            let mut stream = accept(&sockets.outbound)?;
+            assert_eq!(enrolled.original_destination(stream.as_fd()).map(|orig| orig.addr()), Some(to));
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes)?;
+            assert_eq!(bytes.len(), 100);
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn a_strict_pod_takes_what_the_agent_delivers_and_itself_and_nothing_else() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let (client, server) = (bench.pod("client")?, bench.pod("server")?);
-    let (enrolled, sockets) = bench.enrol(workload_of(&server, PeerMode::Strict))?;
-    let _app = server.sample_server("greeter", 8080, &[])?;
-    for ip in server.ips() {
-        let app = SocketAddr::new(ip, 8080);
-        for port in [8080, 19_600, 19_650, 19_664] {
-            refused(&client, SocketAddr::new(ip, port))?;
+    node(|bench| {
+        let (client, server) = (bench.pod("client")?, bench.pod("server")?);
+        let (enrolled, _sockets) = bench.enrol(workload_of(&server, PeerMode::Strict))?;
+        let _app = server.sample_server("greeter", 8080, &[])?;
+        for ip in server.ips() {
+            let app = SocketAddr::new(ip, 8080);
+            for port in [8080, 19_600, 19_650, 19_664] {
+                refused(&client, SocketAddr::new(ip, port))?;
+            }
+            for port in [19_600, 19_650, 19_664] {
+                refused(&server, SocketAddr::new(ip, port))?;
+            }
+            served(&server, app)?;
+            let source = client.ips().into_iter().find(|own| own.is_ipv4() == ip.is_ipv4()).context("both families")?;
+            let socket = enrolled.socket(app, SocketUse::Delivery { client: SocketAddr::new(source, 1) })?;
+            socket.set_nonblocking(false)?;
+            socket.set_read_timeout(Some(SOON))?;
+            socket.connect(&app.into())?;
+            let mut delivered: TcpStream = socket.into();
+            assert_eq!(delivered.local_addr()?.ip(), source);
+            let mut greeting = [0; 1];
+            delivered.read_exact(&mut greeting)?;
         }
-        for port in [19_600, 19_650, 19_664] {
-            refused(&server, SocketAddr::new(ip, port))?;
-        }
-        served(&server, app)?;
-        let source = client.ips().into_iter().find(|own| own.is_ipv4() == ip.is_ipv4()).context("both families")?;
-        let socket = enrolled.socket(app, SocketUse::Delivery { client: SocketAddr::new(source, 1) })?;
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(SOON))?;
-        socket.connect(&app.into())?;
-        let mut delivered: TcpStream = socket.into();
-        assert_eq!(delivered.local_addr()?.ip(), source);
-        let mut greeting = [0; 1];
-        delivered.read_exact(&mut greeting)?;
-    }
-    served(&server, "127.0.0.1:8080".parse()?)?;
-    // Two families: the application's port once each, agent ports three times from outside and inside.
-    assert_eq!((bench.count(Counter::LookupStrict), bench.count(Counter::LookupAgentPort)), (2, 12));
-    let entries = bpf::map_entries(bench.topology.node(Side::A).bpffs())?;
-    assert_eq!((entries["flows"], entries["orig_dsts"]), (0, 0), "{entries:?}");
-    drop(sockets);
-    bench.finish()
+        served(&server, "127.0.0.1:8080".parse()?)?;
+        // Two families: the application's port once each, agent ports three times from outside and inside.
+        assert_eq!((bench.count(Counter::LookupStrict), bench.count(Counter::LookupAgentPort)), (2, 12));
+        let entries = bpf::map_entries(&bench.pins())?;
+        assert_eq!((entries["flows"], entries["orig_dsts"]), (0, 0), "{entries:?}");
+        Ok(())
+    })
 }
 
 #[test]
 fn addresses_that_the_agent_was_never_told_of_are_under_the_strict_pods_policy_too() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let (client, server) = (bench.pod("client")?, bench.pod("server")?);
-    let (_enrolled, sockets) = bench.enrol(workload_of(&server, PeerMode::Strict))?;
-    let _app = server.sample_server("greeter", 8080, &[])?;
-    // Added after enrolment, on an interface of its own.
-    server.netns().ip("link add late type veth peer name late-peer\nlink set late up\naddr add 10.250.9.9/32 dev late")?;
-    let node = bench.topology.node(Side::A);
-    let via = server.ip();
-    node.netns().ip(&format!("route add 10.250.9.9/32 via {via}"))?;
-    let late: SocketAddr = "10.250.9.9:8080".parse()?;
-    refused(&client, late)?;
-    served(&server, late)?;
-    assert_eq!(bench.count(Counter::LookupStrict), 1);
-    drop(sockets);
-    bench.finish()
+    node(|bench| {
+        let (client, server) = (bench.pod("client")?, bench.pod("server")?);
+        let (_enrolled, _sockets) = bench.enrol(workload_of(&server, PeerMode::Strict))?;
+        let _app = server.sample_server("greeter", 8080, &[])?;
+        // Added after enrolment, on an interface of its own.
+        server
+            .netns()
+            .ip("link add late type veth peer name late-peer\nlink set late up\naddr add 10.250.9.9/32 dev late")?;
+        let node = bench.topology.node(Side::A);
+        let via = server.ip();
+        node.netns().ip(&format!("route add 10.250.9.9/32 via {via}"))?;
+        let late: SocketAddr = "10.250.9.9:8080".parse()?;
+        refused(&client, late)?;
+        served(&server, late)?;
+        assert_eq!(bench.count(Counter::LookupStrict), 1);
+        Ok(())
+    })
 }
 
 #[test]
 fn without_the_agents_listeners_strict_pods_are_refused_and_permissive_ones_go_on_alone() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let (strict, permissive, server) = (bench.pod("strict")?, bench.pod("permissive")?, bench.pod("server")?);
-    let (_s, strict_sockets) = bench.enrol(workload_of(&strict, PeerMode::Strict))?;
-    let (_p, permissive_sockets) = bench.enrol(workload_of(&permissive, PeerMode::Permissive))?;
-    // The last workload is the Service's fallback endpoint.
-    bench.workloads.push(Arc::new(workload_of(&server, PeerMode::Permissive)));
-    bench.sync()?;
-    let _app = server.sample_server("greeter", 8080, &[])?;
-    let vip = SocketAddr::new(VIP.parse()?, 80);
-    let empty = SocketAddr::new(EMPTY_VIP.parse()?, 80);
-    refused(&permissive, empty)?;
-    drop((strict_sockets, permissive_sockets));
-    refused(&strict, vip)?;
-    let answer = served(&permissive, vip)?;
-    assert_eq!(answer["peer"], vip.to_string(), "it still sees the Service");
-    let expected = (1, 1, 1);
-    let counted = (
-        bench.count(Counter::ConnectAgentAway),
-        bench.count(Counter::ConnectFallback),
-        bench.count(Counter::ConnectNoEndpoints),
-    );
-    assert_eq!(counted, expected);
-    bench.finish()
+    node(|bench| {
+        let (strict, permissive, server) = (bench.pod("strict")?, bench.pod("permissive")?, bench.pod("server")?);
+        let (_s, strict_sockets) = bench.enrol(workload_of(&strict, PeerMode::Strict))?;
+        let (_p, permissive_sockets) = bench.enrol(workload_of(&permissive, PeerMode::Permissive))?;
+        // The last workload is the Service's fallback endpoint.
+        bench.workloads.push(Arc::new(workload_of(&server, PeerMode::Permissive)));
+        bench.sync()?;
+        let _app = server.sample_server("greeter", 8080, &[])?;
+        let vip = SocketAddr::new(VIP.parse()?, 80);
+        let empty = SocketAddr::new(EMPTY_VIP.parse()?, 80);
+        refused(&permissive, empty)?;
+        drop((strict_sockets, permissive_sockets));
+        refused(&strict, vip)?;
+        let answer = served(&permissive, vip)?;
+        assert_eq!(answer["peer"], vip.to_string(), "it still sees the Service");
+        let expected = (1, 1, 1);
+        let counted = (
+            bench.count(Counter::ConnectAgentAway),
+            bench.count(Counter::ConnectFallback),
+            bench.count(Counter::ConnectNoEndpoints),
+        );
+        assert_eq!(counted, expected);
+        Ok(())
+    })
 }
 
 #[test]
 fn excluded_ports_and_cidrs_never_see_the_agent() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let (client, server) = (bench.pod("client")?, bench.pod("server")?);
-    let mut workload = workload_of(&client, PeerMode::Permissive);
-    workload.exclusions.outbound_ports = vec![8081];
-    workload.exclusions.outbound_cidrs = vec!["fd00::/8".parse()?];
-    let (_enrolled, sockets) = bench.enrol(workload)?;
-    let mut remote = workload_of(&server, PeerMode::Permissive);
-    remote.captured = Some(Captured { generation: 1, wire: vec![] });
-    bench.workloads.push(Arc::new(remote));
-    bench.sync()?;
-    let (_one, _two) = (server.sample_server("greeter", 8081, &[])?, server.sample_server("greeter", 8080, &[])?);
-    served(&client, SocketAddr::new(server.ip(), 8081))?;
-    served(&client, SocketAddr::new(server.ip6(), 8080))?;
-    assert_eq!(bench.count(Counter::ConnectExcluded), 2);
-    assert_eq!(bench.count(Counter::ConnectCaptured), 0);
-    drop(sockets);
-    bench.finish()
+    node(|bench| {
+        let (client, server) = (bench.pod("client")?, bench.pod("server")?);
+        let mut workload = workload_of(&client, PeerMode::Permissive);
+        workload.exclusions.outbound_ports = vec![8081];
+        workload.exclusions.outbound_cidrs = vec!["fd00::/8".parse()?];
+        let (_enrolled, _sockets) = bench.enrol(workload)?;
+        let mut remote = workload_of(&server, PeerMode::Permissive);
+        remote.captured = Some(Captured { generation: 1, wire: vec![] });
+        bench.workloads.push(Arc::new(remote));
+        bench.sync()?;
+        let (_one, _two) = (server.sample_server("greeter", 8081, &[])?, server.sample_server("greeter", 8080, &[])?);
+        served(&client, SocketAddr::new(server.ip(), 8081))?;
+        served(&client, SocketAddr::new(server.ip6(), 8080))?;
+        assert_eq!(bench.count(Counter::ConnectExcluded), 2);
+        assert_eq!(bench.count(Counter::ConnectCaptured), 0);
+        Ok(())
+    })
 }
 
 #[test]
 fn what_was_enrolled_is_as_before_after_release() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let (pod, other) = (bench.pod("pod")?, bench.pod("other")?);
-    let _app = pod.sample_server("greeter", 8080, &[])?;
-    let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Strict))?;
-    assert_eq!(bpf::attached_to_cgroup(bench.topology.node(Side::A).cgroup())?, 5);
-    assert_eq!(bpf::attached_to_netns(&pod.netns().descriptor()?)?, 1);
-    let rules = || -> Result<String> { pod.netns().run(|| std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept"))?.map_err(Into::into) };
-    assert_eq!(rules()?.trim(), "1");
-    drop(sockets);
-    bench.kernel.release(pod.name()).context("was enrolled")?;
-    enrolled.remove_routes()?;
-    assert_eq!(bpf::attached_to_netns(&pod.netns().descriptor()?)?, 0);
-    assert_eq!(rules()?.trim(), "0");
-    let entries = bpf::map_entries(bench.topology.node(Side::A).bpffs())?;
-    for map in ["pods", "listeners", "port_rules", "excluded_cidrs"] {
-        assert_eq!(entries[map], 0, "{map}");
-    }
-    served(&other, SocketAddr::new(pod.ip(), 8080))?;
-    bench.workloads.clear();
-    bench.finish()
+    node(|bench| {
+        let (pod, other) = (bench.pod("pod")?, bench.pod("other")?);
+        let _app = pod.sample_server("greeter", 8080, &[])?;
+        let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Strict))?;
+        assert_eq!(bpf::attached_to_cgroup(bench.topology.node(Side::A).cgroup())?, 5);
+        assert_eq!(bpf::attached_to_netns(&pod.netns().descriptor()?)?, 1);
+        let rules = || -> Result<String> {
+            pod.netns().run(|| std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept"))?.map_err(Into::into)
+        };
+        assert_eq!(rules()?.trim(), "1");
+        drop(sockets);
+        bench.kernel.release(pod.name()).context("was enrolled")?;
+        enrolled.remove_routes()?;
+        assert_eq!(bpf::attached_to_netns(&pod.netns().descriptor()?)?, 0);
+        assert_eq!(rules()?.trim(), "0");
+        let entries = bpf::map_entries(&bench.pins())?;
+        for map in ["pods", "listeners", "port_rules", "excluded_cidrs"] {
+            assert_eq!(entries[map], 0, "{map}");
+        }
+        served(&other, SocketAddr::new(pod.ip(), 8080))?;
+        Ok(())
+    })
 }
 
 #[test]
 fn a_namespace_that_is_not_the_pods_own_is_not_enrolled() -> Result<()> {
-    let mut bench = Bench::new()?;
-    let (mine, theirs) = (bench.pod("mine")?, bench.pod("theirs")?);
-    let (_enrolled, _sockets) = bench.enrol(workload_of(&theirs, PeerMode::Permissive))?;
-    let of = |workload: Workload| bench.kernel.enrol(&workload, false, false).err().map(|why| why.as_str());
-    let stolen = Workload { netns: Some(theirs.netns().path()), ..workload_of(&mine, PeerMode::Permissive) };
-    assert_eq!(of(stolen), Some("netns_mismatch"), "a namespace that belongs to another pod");
-    let mut foreign = workload_of(&mine, PeerMode::Permissive);
-    foreign.ips = vec![IpAddr::from([10, 1, 1, 1])];
-    assert_eq!(of(foreign), Some("netns_mismatch"), "a namespace without the pod's address");
-    let gone = Workload { netns: Some("/run/netns/not-there".into()), ..workload_of(&mine, PeerMode::Permissive) };
-    assert_eq!(of(gone), Some("netns_gone"));
-    let unnamed = Workload { netns: None, ..workload_of(&mine, PeerMode::Permissive) };
-    assert_eq!(of(unnamed), Some("netns_unknown"));
-    let no_netns = Workload { netns: Some("/dev/null".into()), ..workload_of(&mine, PeerMode::Permissive) };
-    assert_eq!(of(no_netns), Some("netns_gone"));
-    let node = Workload { netns: Some("/proc/self/ns/net".into()), ..workload_of(&mine, PeerMode::Permissive) };
-    assert_eq!(of(node), Some("netns_mismatch"), "the node's own namespace");
-    let _taken = mine.sample_server("echo", 15_008, &[])?;
-    assert_eq!(of(workload_of(&mine, PeerMode::Permissive)), Some("port_in_use"));
-    ensure!(bpf::attached_to_netns(&mine.netns().descriptor()?)? == 0, "a failed enrolment leaves nothing");
-    bench.finish()
+    node(|bench| {
+        let (mine, theirs) = (bench.pod("mine")?, bench.pod("theirs")?);
+        let (_enrolled, _sockets) = bench.enrol(workload_of(&theirs, PeerMode::Permissive))?;
+        let of = |workload: Workload| bench.kernel.enrol(&workload, false, false).err().map(|why| why.as_str());
+        let stolen = Workload { netns: Some(theirs.netns().path()), ..workload_of(&mine, PeerMode::Permissive) };
+        assert_eq!(of(stolen), Some("netns_mismatch"), "a namespace that belongs to another pod");
+        let mut foreign = workload_of(&mine, PeerMode::Permissive);
+        foreign.ips = vec![IpAddr::from([10, 1, 1, 1])];
+        assert_eq!(of(foreign), Some("netns_mismatch"), "a namespace without the pod's address");
+        let gone = Workload { netns: Some("/run/netns/not-there".into()), ..workload_of(&mine, PeerMode::Permissive) };
+        assert_eq!(of(gone), Some("netns_gone"));
+        let unnamed = Workload { netns: None, ..workload_of(&mine, PeerMode::Permissive) };
+        assert_eq!(of(unnamed), Some("netns_unknown"));
+        let no_netns = Workload { netns: Some("/dev/null".into()), ..workload_of(&mine, PeerMode::Permissive) };
+        assert_eq!(of(no_netns), Some("netns_gone"));
+        let node = Workload { netns: Some("/proc/self/ns/net".into()), ..workload_of(&mine, PeerMode::Permissive) };
+        assert_eq!(of(node), Some("netns_mismatch"), "the node's own namespace");
+        let _taken = mine.sample_server("echo", 15_008, &[])?;
+        assert_eq!(of(workload_of(&mine, PeerMode::Permissive)), Some("port_in_use"));
+        ensure!(bpf::attached_to_netns(&mine.netns().descriptor()?)? == 0, "a failed enrolment leaves nothing");
+        Ok(())
+    })
 }

@@ -309,9 +309,13 @@ fn remove_dir(dir: &Path) {
 /// # Errors
 /// When the instance's directory cannot be removed.
 pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
-    for dir in [config.pods(), config.links(), config.maps()] {
+    for dir in [config.pods(), config.links()] {
+        for pin in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
+            links::remove(&pin.path())?;
+        }
         remove_dir(&dir);
     }
+    remove_dir(&config.maps());
     remove_other_maps(config);
     for netns in named_netns() {
         let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));

@@ -33,8 +33,15 @@ pub(super) fn install(
     link.pin(pin).map(drop).map_err(|e| CaptureError::kernel(what, &e))
 }
 
-/// Unpins: the last reference goes, and with it the attachment. Nothing there is no error.
+/// Detaches and unpins, in this order: when it returns, no connection sees the program any more. Nothing there is
+/// no error.
 pub(super) fn remove(pin: &Path) -> io::Result<()> {
+    if let Ok(link) = sys::bpf_obj_get(pin)
+        && let Err(error) = sys::bpf_link_detach(link.as_fd())
+    {
+        // Its netns or cgroup is gone, and the attachment with it.
+        tracing::debug!(pin = %pin.display(), %error, "a link was not detached");
+    }
     match fs::remove_file(pin) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
