@@ -30,11 +30,11 @@ use super::{links, routes};
 use crate::sys;
 
 #[cfg(mesh_ebpf)]
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT_PATH"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT_PATH"));
 #[cfg(mesh_ebpf)]
 const OBJECT_HASH: &str = env!("MESH_EBPF_OBJECT_HASH");
 #[cfg(not(mesh_ebpf))]
-static OBJECT: &[u8] = &[];
+pub(super) static OBJECT: &[u8] = &[];
 #[cfg(not(mesh_ebpf))]
 const OBJECT_HASH: &str = "none";
 

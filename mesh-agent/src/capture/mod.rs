@@ -11,6 +11,7 @@ mod links;
 mod netlink;
 mod netns;
 mod pod;
+pub mod probe;
 mod routes;
 mod sockets;
 mod sync;

@@ -115,12 +115,21 @@ fn read(path: &Path, private: bool) -> Result<Option<Zeroizing<Vec<u8>>>, CertEr
 
 /// Writes `bytes` to `path` with mode 0600, replacing what was there in one step.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CertError> {
+    write(path, bytes, 0o600)
+}
+
+/// As [`write_private`], readable for everybody (less the umask): certificates are no secret.
+pub(crate) fn write_public(path: &Path, bytes: &[u8]) -> Result<(), CertError> {
+    write(path, bytes, 0o644)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CertError> {
     let io = |e: std::io::Error| CertError::state(path, e.to_string(), "make its directory writable for this process");
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new.{}", unique_suffix()?));
     let new = dir.join(name);
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).and_then(|mut file| {
+    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
     });

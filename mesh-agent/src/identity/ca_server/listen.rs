@@ -36,6 +36,7 @@ use super::authorize::NodeAuthorizer;
 use super::log_limit::LogLimit;
 use super::node_verifier::NodeVerifier;
 use super::own_cert::OwnCert;
+use super::root_file;
 use super::service::{CaService, Caller};
 use super::tokens::JoinTokens;
 
@@ -75,7 +76,7 @@ pub struct CaServer {
 }
 
 impl CaServer {
-    /// Opens (or makes) the root and listens.
+    /// Opens (or makes) the root, puts the roots to trust into [`super::ROOT_FILE`], and listens.
     ///
     /// # Errors
     /// [`CertError::StateDir`], [`CertError::Listen`], or [`CertError::BadRequest`] for a name that is none.
@@ -113,6 +114,7 @@ impl CaServer {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        root_file::write(&settings.state_dir, service.authority.roots())?;
         Ok(Self { listener, service, tls: Arc::new(config) })
     }
 
@@ -163,6 +165,8 @@ impl CaServer {
 async fn connection(tls: TlsAcceptor, service: Arc<CaService>, limit: Arc<LogLimit>, tcp: TcpStream, peer: SocketAddr) {
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(tcp)).await {
         Ok(Ok(stream)) => stream,
+        // A port scan or a health check: says nothing.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
         failed => {
             if let Some(suppressed) = limit.admit() {
                 let reason =

@@ -9,6 +9,7 @@ mod listen;
 mod log_limit;
 mod node_verifier;
 mod own_cert;
+mod root_file;
 mod service;
 #[cfg(test)]
 mod service_tests;
@@ -18,4 +19,5 @@ mod tokens;
 
 pub use authorize::{BySnapshot, NodeAuthorizer};
 pub use listen::{CaServer, CaServerSettings};
+pub use root_file::{ROOT_FILE, roots_pem};
 pub use tokens::{JoinTokens, TOKEN_TTL_MAX, TokenError};

@@ -65,7 +65,7 @@ impl Running {
     }
 
     fn target(&self) -> GrpcTarget {
-        GrpcTarget { address: self.address.to_string(), root_file: self.dir.path().join("ca/root.crt") }
+        GrpcTarget { address: self.address.to_string(), root_file: self.dir.path().join(ROOT_FILE) }
     }
 
     /// An agent of `node` that keeps its state in `state`; `token` is written to a file for it.

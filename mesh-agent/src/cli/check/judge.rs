@@ -1,0 +1,225 @@
+//! Whether a machine will do. Pure.
+
+use std::path::Path;
+
+use super::machine::{Machine, Mount};
+use super::{Finding, Verdict};
+
+/// Oldest kernel that is tested (design §2).
+const KERNEL_FLOOR: (u32, u32) = (6, 1);
+
+/// One capability, by its number in capability.h.
+struct Capability {
+    name: &'static str,
+    bit: u32,
+    /// `None`: the agent cannot do without.
+    without: Option<&'static str>,
+    purpose: &'static str,
+}
+
+const CAP_SYS_ADMIN: u32 = 21;
+/// What the agent needs beyond root's uid; each with the call that needs it.
+const CAPABILITIES: [Capability; 5] = [
+    Capability {
+        name: "CAP_SYS_ADMIN",
+        bit: CAP_SYS_ADMIN,
+        without: None,
+        purpose: "setns(2) into the pods' network namespaces, BPF_OBJ_GET and link updates",
+    },
+    Capability { name: "CAP_BPF", bit: 39, without: None, purpose: "bpf(2): loading programs and maps" },
+    Capability {
+        name: "CAP_NET_ADMIN",
+        bit: 12,
+        without: None,
+        purpose: "attaching network programs, IP_TRANSPARENT and SO_MARK of delivery sockets, rules in the pods",
+    },
+    Capability {
+        name: "CAP_PERFMON",
+        bit: 38,
+        without: None,
+        purpose: "programs that read kernel structures through BTF",
+    },
+    Capability {
+        name: "CAP_SYS_RESOURCE",
+        bit: 24,
+        without: Some("the limit of open files stays as it is: raise it with ulimit -n for many connections"),
+        purpose: "raising the limit of open files",
+    },
+];
+
+/// Everything, in the order in which a person would mend it.
+pub(super) fn all(machine: &Machine, bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
+    let mut findings = vec![programs(machine), kernel(machine), cgroups(machine, cgroup), btf(machine)];
+    findings.push(bpf_filesystem(machine, bpffs));
+    findings.extend(CAPABILITIES.iter().map(|capability| held(machine, capability)));
+    findings.push(jit(machine));
+    findings.push(ending(machine));
+    findings
+}
+
+fn programs(machine: &Machine) -> Finding {
+    let purpose = "capturing connections at the socket";
+    match machine.has_programs {
+        true => ok("programs", "in this binary", purpose),
+        false => bad(
+            "programs",
+            "this binary was built without eBPF programs",
+            purpose,
+            "run `cargo xtask setup`, then build it again",
+        ),
+    }
+}
+
+fn kernel(machine: &Machine) -> Finding {
+    let purpose = "the helpers and attach types that the programs use";
+    let (major, minor) = KERNEL_FLOOR;
+    let remedy = format!("boot Linux {major}.{minor} or newer");
+    match &machine.release {
+        Ok(release) => match version(release) {
+            Some(version) if version >= KERNEL_FLOOR => {
+                ok("kernel", format!("{release}, {major}.{minor} or newer is needed"), purpose)
+            }
+            Some(_) => bad("kernel", format!("{release} is older than {major}.{minor}"), purpose, remedy),
+            None => warn("kernel", format!("`{release}` is no version number"), purpose, remedy),
+        },
+        Err(reason) => warn("kernel", reason.clone(), purpose, remedy),
+    }
+}
+
+fn cgroups(machine: &Machine, wanted: Option<&Path>) -> Finding {
+    let purpose = "attaching to the connects of all pods below one cgroup";
+    let boot = "boot with systemd.unified_cgroup_hierarchy=1, or mount one: mount -t cgroup2 none DIRECTORY";
+    let mounts = match &machine.mounts {
+        Ok(mounts) => mounts,
+        Err(reason) => return warn("cgroup", reason.clone(), purpose, "mount /proc"),
+    };
+    let v2: Vec<&Mount> = mounts.iter().filter(|mount| mount.kind == "cgroup2").collect();
+    let v1 = mounts.iter().any(|mount| mount.kind == "cgroup");
+    let Some(first) = v2.first() else {
+        let found = if v1 { "only cgroup v1 is mounted" } else { "no cgroup filesystem is mounted" };
+        return bad("cgroup", found, purpose, boot);
+    };
+    let at = match wanted {
+        None => first.at.display(),
+        Some(path) => match v2.iter().find(|mount| path.starts_with(&mount.at)) {
+            Some(mount) if path.is_dir() => return v2_found(v1, mount, path, purpose),
+            Some(_) => {
+                let found = format!("{} does not exist", path.display());
+                return bad("cgroup", found, purpose, "name an existing cgroup above the pods with --cgroup");
+            }
+            None => {
+                let found = format!("{} is in no cgroup v2 mount", path.display());
+                let remedy = format!("name a directory below {} with --cgroup", first.at.display());
+                return bad("cgroup", found, purpose, remedy);
+            }
+        },
+    };
+    if v1 {
+        return warn("cgroup", format!("v1 and v2 side by side; v2 at {at}"), purpose, hybrid(first));
+    }
+    ok("cgroup", format!("v2 at {at}"), purpose)
+}
+
+fn v2_found(v1: bool, mount: &Mount, path: &Path, purpose: &'static str) -> Finding {
+    let found = format!("{} in the cgroup v2 mount {}", path.display(), mount.at.display());
+    if v1 {
+        warn("cgroup", format!("{found}; v1 is there too"), purpose, hybrid(mount))
+    } else {
+        ok("cgroup", found, purpose)
+    }
+}
+
+/// Not wrong, but pods that a container runtime keeps in v1 only would not be seen.
+fn hybrid(mount: &Mount) -> String {
+    format!("see that the pods' processes are in cgroups below {}: /proc/PID/cgroup, line `0::`", mount.at.display())
+}
+
+fn btf(machine: &Machine) -> Finding {
+    let purpose = "socket storage and typed maps";
+    match machine.btf_bytes {
+        Some(bytes) if bytes > 0 => ok("btf", format!("/sys/kernel/btf/vmlinux, {} KiB", bytes / 1024), purpose),
+        Some(_) => bad("btf", "/sys/kernel/btf/vmlinux is empty", purpose, "use a kernel with CONFIG_DEBUG_INFO_BTF=y"),
+        None => {
+            let remedy = "use a kernel with CONFIG_DEBUG_INFO_BTF=y, and mount /sys into the container";
+            bad("btf", "/sys/kernel/btf/vmlinux is missing", purpose, remedy)
+        }
+    }
+}
+
+fn bpf_filesystem(machine: &Machine, path: &Path) -> Finding {
+    let purpose = "programs and maps that outlive a restart of the agent";
+    let mounts = match &machine.mounts {
+        Ok(mounts) => mounts,
+        Err(reason) => return warn("bpffs", reason.clone(), purpose, "mount /proc"),
+    };
+    // The longest mount point above a path decides; of equal ones the last, which hides the others.
+    let above = mounts.iter().filter(|mount| path.starts_with(&mount.at)).max_by_key(|m| m.at.components().count());
+    match above {
+        Some(mount) if mount.kind == "bpf" => ok("bpffs", format!("mounted at {}", mount.at.display()), purpose),
+        _ => {
+            let remedy = format!("mount -t bpf bpf {0}, or name another with --bpffs", path.display());
+            bad("bpffs", format!("{} is not in a mounted bpffs", path.display()), purpose, remedy)
+        }
+    }
+}
+
+fn held(machine: &Machine, capability: &Capability) -> Finding {
+    let (name, purpose) = (capability.name, capability.purpose);
+    let held = match &machine.capabilities {
+        Ok(held) => *held,
+        Err(reason) => return warn(name, reason.clone(), purpose, "mount /proc"),
+    };
+    let has = |bit: u32| held >> bit & 1 == 1;
+    // capabilities(7): CAP_BPF and CAP_PERFMON were parts of CAP_SYS_ADMIN, which still includes them.
+    let implied = matches!(name, "CAP_BPF" | "CAP_PERFMON") && has(CAP_SYS_ADMIN);
+    match (has(capability.bit), implied, capability.without) {
+        (true, _, _) => ok(name, "held", purpose),
+        (false, true, _) => ok(name, "not held, but included in CAP_SYS_ADMIN", purpose),
+        (false, false, Some(without)) => warn(name, "not held", purpose, without),
+        (false, false, None) => {
+            bad(name, "not held", purpose, "run as root, or add it to the container's securityContext.capabilities")
+        }
+    }
+}
+
+fn jit(machine: &Machine) -> Finding {
+    let purpose = "hooks that cost nanoseconds instead of microseconds";
+    match machine.jit.as_deref() {
+        Some("0") => warn("jit", "the BPF JIT is off", purpose, "sysctl -w net.core.bpf_jit_enable=1"),
+        Some(_) => ok("jit", "the BPF JIT is on", purpose),
+        // Kernels with CONFIG_BPF_JIT_ALWAYS_ON in a container that hides the sysctl: on.
+        None => ok("jit", "no sysctl: always on, or hidden in this namespace", purpose),
+    }
+}
+
+fn ending(machine: &Machine) -> Finding {
+    let purpose = "ending live plaintext connections when a policy changes (SOCK_DESTROY)";
+    let config = "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then STRICT stops new connections only";
+    match &machine.ends_connections {
+        Ok(true) => ok("sock-destroy", "the kernel ends connections on request", purpose),
+        Ok(false) => warn("sock-destroy", "the kernel was built without it", purpose, config),
+        Err(reason) => warn("sock-destroy", format!("could not be found out: {reason}"), purpose, "check as root"),
+    }
+}
+
+/// `6.18.44-amd64` → (6, 18).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn ok(name: &'static str, found: impl Into<String>, purpose: &'static str) -> Finding {
+    Finding { name, verdict: Verdict::Ok, found: found.into(), purpose, remedy: String::new() }
+}
+
+fn warn(name: &'static str, found: impl Into<String>, purpose: &'static str, remedy: impl Into<String>) -> Finding {
+    Finding { name, verdict: Verdict::Warn, found: found.into(), purpose, remedy: remedy.into() }
+}
+
+fn bad(name: &'static str, found: impl Into<String>, purpose: &'static str, remedy: impl Into<String>) -> Finding {
+    Finding { name, verdict: Verdict::Fail, found: found.into(), purpose, remedy: remedy.into() }
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

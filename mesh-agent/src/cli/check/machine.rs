@@ -1,0 +1,106 @@
+//! Reads what `judge` needs to know about a machine, from `/proc` and `/sys` under roots that a test may replace.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::capture::probe;
+
+/// What could be found out.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    /// `uname -r`.
+    pub(super) release: Result<String, String>,
+    /// What is mounted where, in mount order.
+    pub(super) mounts: Result<Vec<Mount>, String>,
+    /// Size of the kernel's own type information, if it is there.
+    pub(super) btf_bytes: Option<u64>,
+    /// Effective capabilities of this process, by bit.
+    pub(super) capabilities: Result<u64, String>,
+    /// `net.core.bpf_jit_enable`.
+    pub(super) jit: Option<String>,
+    /// Whether the kernel ends connections from outside; the reason when it does not say.
+    pub(super) ends_connections: Result<bool, String>,
+    /// Whether this binary contains the programs.
+    pub(super) has_programs: bool,
+}
+
+/// One line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub(super) at: PathBuf,
+    pub(super) kind: String,
+}
+
+impl Machine {
+    /// This machine.
+    pub(super) fn here() -> Self {
+        let mut machine = Self::read(Path::new("/proc"), Path::new("/sys"));
+        machine.ends_connections = probe::ends_connections().map_err(|e| e.to_string());
+        machine.has_programs = probe::has_programs();
+        machine
+    }
+
+    /// A machine whose `/proc` and `/sys` are there; what needs the kernel itself is taken as good.
+    pub(super) fn read(proc: &Path, sys: &Path) -> Self {
+        let file = |path: PathBuf| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()));
+        Self {
+            release: file(proc.join("sys/kernel/osrelease")).map(|text| text.trim().to_owned()),
+            mounts: file(proc.join("self/mountinfo")).map(|text| mounts(&text)),
+            btf_bytes: fs::metadata(sys.join("kernel/btf/vmlinux")).ok().map(|meta| meta.len()),
+            capabilities: file(proc.join("self/status")).and_then(|text| effective_capabilities(&text)),
+            jit: fs::read_to_string(proc.join("sys/net/core/bpf_jit_enable")).ok().map(|text| text.trim().to_owned()),
+            ends_connections: Ok(true),
+            has_programs: true,
+        }
+    }
+}
+
+/// proc_pid_mountinfo(5): `36 35 98:0 /root /mount/point options [optional …] - type source options`.
+fn mounts(text: &str) -> Vec<Mount> {
+    text.lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let at = unescape(before.split(' ').nth(4)?);
+            Some(Mount { at: at.into(), kind: after.split(' ').next()?.to_owned() })
+        })
+        .collect()
+}
+
+/// Blanks and backslashes of a mount point are written as `\040` and the like.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn effective_capabilities(status: &str) -> Result<u64, String> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_is_read_with_its_optional_fields_and_escapes() {
+        let text = "41 31 0:37 / /sys/fs/cgroup/unified rw,relatime shared:9 master:1 - cgroup2 cgroup2 rw\n\
+                    42 31 0:38 / /with\\040blank rw - bpf none rw\nbroken line\n";
+        assert_eq!(
+            mounts(text),
+            [
+                Mount { at: "/sys/fs/cgroup/unified".into(), kind: "cgroup2".into() },
+                Mount { at: "/with blank".into(), kind: "bpf".into() },
+            ]
+        );
+    }
+
+    #[test]
+    fn capabilities_are_the_effective_ones() {
+        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\n";
+        assert_eq!(effective_capabilities(status), Ok(0x1000));
+        assert!(effective_capabilities("Name:\tx\n").is_err());
+    }
+}

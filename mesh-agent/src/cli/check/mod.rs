@@ -1,0 +1,114 @@
+//! `mesh-agent check`: can this machine run the agent? Reads files, attaches nothing, changes nothing.
+//!
+//! Each finding says what it is for and what to do. `machine` reads, `judge` decides: the second is pure and is
+//! tested with machines that do not exist here.
+
+mod judge;
+mod machine;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{fail, print};
+use machine::Machine;
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// The bpffs that the agent will pin to.
+    #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+    /// The cgroup v2 directory above the pods; any is looked for when this is not given.
+    #[arg(long, env = "MESH_CGROUP")]
+    cgroup: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a finding counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    /// As it should be.
+    Ok,
+    /// The agent runs, with less, or it could not be found out.
+    Warn,
+    /// The agent cannot run.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    name: &'static str,
+    verdict: Verdict,
+    /// What was found.
+    found: String,
+    /// What it is needed for.
+    purpose: &'static str,
+    /// What to do; empty when nothing.
+    remedy: String,
+}
+
+pub(super) fn run(args: &CheckArgs) -> ExitCode {
+    let machine = Machine::here();
+    let findings = judge::all(&machine, &args.bpffs, args.cgroup.as_deref());
+    let passed = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
+    if args.json {
+        let document = serde_json::json!({ "passed": passed, "findings": findings });
+        match serde_json::to_string_pretty(&document) {
+            Ok(json) => print(&format!("{json}\n")),
+            Err(error) => return fail(&error),
+        }
+    } else {
+        print(&render(&findings));
+    }
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn render(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        let word = match finding.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{word:4}  {:width$}  {}", finding.name, finding.found);
+        if finding.verdict != Verdict::Ok {
+            let _ = writeln!(text, "      {:width$}  for: {}", "", finding.purpose);
+            let _ = writeln!(text, "      {:width$}  do:  {}", "", finding.remedy);
+        }
+    }
+    let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
+    let (failed, warned) = (count(Verdict::Fail), count(Verdict::Warn));
+    let _ = match (failed, warned) {
+        (0, 0) => writeln!(text, "\nThis machine can run mesh-agent."),
+        (0, _) => writeln!(text, "\nThis machine can run mesh-agent, with {warned} warnings."),
+        _ => writeln!(text, "\nThis machine cannot run mesh-agent yet: {failed} things are missing."),
+    };
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_with_purpose_and_remedy() {
+        let finding = |name, verdict| Finding { name, verdict, found: "x".into(), purpose: "y", remedy: "z".into() };
+        let text = render(&[finding("kernel", Verdict::Ok), finding("btf", Verdict::Fail)]);
+        assert_eq!(
+            text,
+            "ok    kernel  x\nFAIL  btf     x\n              for: y\n              do:  z\n\n\
+             This machine cannot run mesh-agent yet: 1 things are missing.\n"
+        );
+        assert!(render(&[finding("kernel", Verdict::Warn)]).contains("with 1 warnings"));
+    }
+}

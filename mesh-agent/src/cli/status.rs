@@ -1,0 +1,216 @@
+//! `mesh-agent status`: asks the agent's unix socket and prints what it says, as tables or as JSON.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{fail, print};
+use crate::admin::fetch_status;
+use crate::admin::status::{IdentityStatus, PodStatus, Status};
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The agent's state directory.
+    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
+    state_dir: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &StatusArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let status = match runtime.block_on(fetch_status(&args.state_dir)) {
+        Ok(status) => status,
+        Err(error) => {
+            return fail(&format!("{error}; is an agent with this --state-dir running, and are you its user?"));
+        }
+    };
+    if args.json {
+        match serde_json::to_string_pretty(&status) {
+            Ok(json) => print(&format!("{json}\n")),
+            Err(error) => return fail(&error),
+        }
+    } else {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        print(&render(&status, i64::try_from(now).unwrap_or(i64::MAX)));
+    }
+    ExitCode::SUCCESS
+}
+
+/// The status as text; `now` in seconds since 1970.
+fn render(status: &Status, now: i64) -> String {
+    let mut text = String::new();
+    let snapshot = &status.snapshot;
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "mesh-agent {} on node {}: generation {}, {} pods, {} service ports, {} policies known",
+        status.version, status.node, snapshot.generation, snapshot.workloads, snapshot.services, snapshot.policies
+    );
+    let captured = status.pods.iter().filter(|pod| pod.stage == "captured").count();
+    let title = format!("PODS OF THIS NODE ({captured} of {} captured)", status.pods.len());
+    table(&mut text, &title, &["POD", "STAGE", "MODE", "POLICIES", "REASON"], status.pods.iter().map(pod_row));
+    let identities = status.identities.iter().map(|identity| identity_row(identity, now));
+    table(&mut text, "IDENTITIES", &["IDENTITY", "STATE", "EXPIRES", "LAST ERROR"], identities);
+    let peers = status.peers.iter().map(|p| [p.identity.clone(), p.address.clone(), p.tunnels.to_string()]);
+    table(&mut text, "PEERS", &["IDENTITY", "ADDRESS", "TUNNELS"], peers);
+    let _ = writeln!(text, "\nPROBLEMS");
+    if status.problems.is_empty() {
+        text.push_str("  none\n");
+    }
+    for problem in &status.problems {
+        let _ = writeln!(text, "  {}", plain(problem));
+    }
+    text
+}
+
+fn pod_row(pod: &PodStatus) -> [String; 5] {
+    let policies = if pod.policies.is_empty() { "-".to_owned() } else { pod.policies.join(",") };
+    [pod.pod.clone(), pod.stage.clone(), pod.mode.clone(), policies, or_dash(&pod.reason)]
+}
+
+fn identity_row(identity: &IdentityStatus, now: i64) -> [String; 4] {
+    let expires = match identity.not_after {
+        0 => "-".to_owned(),
+        not_after if not_after > now => format!("in {}", span(not_after - now)),
+        not_after => format!("{} ago", span(now - not_after)),
+    };
+    [identity.identity.clone(), identity.state.clone(), expires, or_dash(&identity.error)]
+}
+
+/// A title and columns as wide as their widest cell; the last one is not padded.
+fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let rows: Vec<[String; N]> = rows.map(|row| row.map(|cell| plain(&cell))).collect();
+    let _ = writeln!(text, "\n{title}");
+    if rows.is_empty() {
+        text.push_str("  none\n");
+        return;
+    }
+    let mut widths = head.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut line = |cells: &[&str]| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let _ = writeln!(text, "  {}", padded.collect::<Vec<_>>().join("  ").trim_end());
+    };
+    line(head);
+    for row in &rows {
+        line(&row.each_ref().map(String::as_str));
+    }
+}
+
+/// One line, and nothing that a terminal would obey: reasons may quote what somebody wrote into an object.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+/// Seconds as a person says them: the two largest units.
+fn span(seconds: i64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::{PeerStatus, SnapshotStatus};
+
+    fn sample() -> Status {
+        let pod = |name: &str, stage: &str, reason: &str, policies: &[&str]| PodStatus {
+            pod: name.into(),
+            stage: stage.into(),
+            reason: reason.into(),
+            identity: "spiffe://cluster.local/ns/shop/sa/web".into(),
+            mode: "strict".into(),
+            policies: policies.iter().map(|p| (*p).to_owned()).collect(),
+        };
+        Status {
+            version: "0.1.0".into(),
+            node: "a".into(),
+            snapshot: SnapshotStatus { generation: 7, workloads: 12, services: 3, policies: 2 },
+            pods: vec![
+                pod("shop/web-1", "captured", "", &["shop/only-front"]),
+                pod("shop/old", "failed", "netns\nis gone", &[]),
+            ],
+            identities: vec![
+                IdentityStatus {
+                    identity: "spiffe://cluster.local/ns/shop/sa/web".into(),
+                    state: "valid".into(),
+                    not_after: 1000 + 11 * 3600 + 32 * 60,
+                    error: String::new(),
+                },
+                IdentityStatus {
+                    identity: "spiffe://cluster.local/ns/shop/sa/db".into(),
+                    state: "missing".into(),
+                    not_after: 0,
+                    error: "the CA is away".into(),
+                },
+            ],
+            peers: vec![PeerStatus { identity: "spiffe://x".into(), address: "10.0.0.2".into(), tunnels: 2 }],
+            problems: vec!["policy.yaml: AuthorizationPolicy shop/x: unknown field".into()],
+        }
+    }
+
+    #[test]
+    fn the_tables_line_up_and_say_everything() {
+        let text = render(&sample(), 1000);
+        let expected = "\
+mesh-agent 0.1.0 on node a: generation 7, 12 pods, 3 service ports, 2 policies known
+
+PODS OF THIS NODE (1 of 2 captured)
+  POD         STAGE     MODE    POLICIES         REASON
+  shop/web-1  captured  strict  shop/only-front  -
+  shop/old    failed    strict  -                netns is gone
+
+IDENTITIES
+  IDENTITY                               STATE    EXPIRES         LAST ERROR
+  spiffe://cluster.local/ns/shop/sa/web  valid    in 11 h 32 min  -
+  spiffe://cluster.local/ns/shop/sa/db   missing  -               the CA is away
+
+PEERS
+  IDENTITY    ADDRESS   TUNNELS
+  spiffe://x  10.0.0.2  2
+
+PROBLEMS
+  policy.yaml: AuthorizationPolicy shop/x: unknown field
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_empty_status_says_none() {
+        assert_eq!(render(&Status::default(), 0).matches("  none\n").count(), 4);
+    }
+
+    #[test]
+    fn spans_are_short() {
+        for (seconds, words) in [(5, "5 s"), (300, "5 min"), (3_660, "1 h 1 min"), (180_000, "2 d 2 h")] {
+            assert_eq!(span(seconds), words);
+        }
+    }
+
+    #[test]
+    fn no_agent_is_said_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = StatusArgs { state_dir: dir.path().to_owned(), json: false };
+        assert_eq!(format!("{:?}", run(&args)), format!("{:?}", ExitCode::FAILURE));
+    }
+}
