@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod admin;
+pub mod agent;
 pub mod balance;
 pub mod capture;
 pub mod cli;

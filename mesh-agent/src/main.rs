@@ -1,3 +1,67 @@
 //! Arguments → Config → Agent → signal → drain.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mesh_agent::agent;
+use mesh_agent::cli::log;
+use mesh_agent::config::{EXIT_USAGE, LogFormat, RunArgs};
+
+/// Node-level service mesh agent.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve this node: capture its enrolled pods and carry their traffic.
+    Run(RunArgs),
+    #[command(flatten)]
+    Other(mesh_agent::cli::Command),
+    /// Remove every program, map, rule and sysctl of an instance whose agent is gone.
+    Uninstall {
+        /// Name of the instance.
+        #[arg(long, env = "MESH_INSTANCE", default_value = "mesh-agent")]
+        instance: String,
+        /// The bpffs it was pinned in.
+        #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf")]
+        bpffs: PathBuf,
+        /// The cgroup it was attached to.
+        #[arg(long, env = "MESH_CGROUP")]
+        cgroup: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => match args.check() {
+            Ok(config) => {
+                log::init(config.log_format);
+                finish(agent::run(config))
+            }
+            Err(errors) => {
+                eprintln!("{errors}");
+                ExitCode::from(EXIT_USAGE)
+            }
+        },
+        Command::Other(command) => command.run(),
+        Command::Uninstall { instance, bpffs, cgroup } => {
+            log::init(LogFormat::Text);
+            finish(agent::remove_instance(instance, bpffs, cgroup))
+        }
+    }
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -23,7 +23,6 @@ pub(super) struct Board {
     pub(super) snapshots: Arc<SnapshotStore>,
     pub(super) certificates: Arc<CertStore>,
     pods: Mutex<Vec<PodReport>>,
-
 }
 
 impl fmt::Debug for Board {
@@ -34,7 +33,6 @@ impl fmt::Debug for Board {
 
 impl Board {
     pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, certificates: Arc<CertStore>) -> Self {
-        
         Self { kernel, snapshots, certificates, pods: Mutex::default() }
     }
 
@@ -89,9 +87,8 @@ impl BoardCollector {
     fn snapshot(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = self.0.snapshots.load();
         let gauge = |value: usize| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-        let mut put = |name, help, value| {
-            gauge(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-        };
+        let mut put =
+            |name, help, value| gauge(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?);
         let generation = usize::try_from(snapshot.generation()).unwrap_or(usize::MAX);
         put("mesh_snapshot_generation", "Generation of the snapshot in force", generation)?;
         put("mesh_workloads", "Pods known to the snapshot", snapshot.workloads().len())?;

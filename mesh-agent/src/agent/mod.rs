@@ -21,7 +21,8 @@ use crate::capture::{Kernel, KernelConfig, uninstall};
 use crate::config::{Ca, Config, Source};
 use crate::control::{self, DirConfig, publish_captured};
 use crate::identity::{
-    CaAuth, CaClient, CertStore, GrpcCa, GrpcTarget, LocalCa, NodeIdentity, NodeLogin, NodeName, Rotator, RotatorSettings,
+    CaAuth, CaClient, CertStore, GrpcCa, GrpcTarget, LocalCa, NodeIdentity, NodeLogin, NodeName, Rotator,
+    RotatorSettings,
 };
 use crate::proxy::{self, Deps, Limits, Proxy};
 use crate::snapshot::SnapshotStore;
@@ -57,17 +58,14 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 fn kernel_config(config: &Config) -> KernelConfig {
-    KernelConfig {
-        instance: config.instance.clone(),
-        cgroup: config.cgroup.clone(),
-        bpffs: config.bpffs.clone(),
-    }
+    KernelConfig { instance: config.instance.clone(), cgroup: config.cgroup.clone(), bpffs: config.bpffs.clone() }
 }
 
 /// Two sockets for each connection: the usual soft limit of 1,024 would end at 500.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
@@ -104,7 +102,12 @@ async fn serve(config: Config, kernel: Arc<Kernel>) -> Result<()> {
     let metrics = admin::serve_metrics(config.metrics, registry, Arc::clone(&ready)).await?;
     tokio::spawn(metrics);
     tokio::spawn(admin::serve_status(&config.state_dir, status::source(&config, &board))?);
-    tokio::spawn(refusals::report(kernel.refusals()?, Arc::clone(&kernel), Arc::clone(&snapshots), Arc::clone(&telemetry)));
+    tokio::spawn(refusals::report(
+        kernel.refusals()?,
+        Arc::clone(&kernel),
+        Arc::clone(&snapshots),
+        Arc::clone(&telemetry),
+    ));
     tokio::spawn(sweep(Arc::clone(&telemetry), Arc::clone(&snapshots)));
     let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
 
@@ -246,4 +249,3 @@ pub fn remove_instance(instance: String, bpffs: PathBuf, cgroup: PathBuf) -> Res
     sys::remember_home_netns().context("/proc is needed")?;
     uninstall(&KernelConfig { instance, cgroup, bpffs }).context("uninstalling")
 }
-

@@ -50,7 +50,7 @@ pub(super) struct Parts {
 pub(super) type Publish = Box<dyn Fn(&[Published]) -> Result<(), ControlError> + Send>;
 
 /// Where one pod stands, for status and metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PodReport {
     /// The pod.
     pub workload: Arc<Workload>,
@@ -189,14 +189,8 @@ impl Pods {
     fn enrol(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot, now: Instant) {
         let has_policy = !snapshot.policies_for(&workload.uid).is_empty();
         let lenient = self.seen_outside.contains(&workload.uid);
-        let stage = match self.parts.kernel.enrol(workload, has_policy, lenient) {
-            Ok((pod, sockets)) => {
-                let handle = self.parts.proxy.add_pod(PodListeners {
-                    pod: Arc::clone(&pod) as _,
-                    outbound: sockets.outbound,
-                    tunnel: sockets.tunnel,
-                    plaintext: sockets.plaintext,
-                });
+        let stage = match self.bring_in(workload, has_policy, lenient) {
+            Ok((pod, handle)) => {
                 tracing::info!(pod = %workload.display_name(), identity = %workload.identity, "enrolled");
                 let captured = Captured { generation: generation(), wire: self.parts.wire.clone() };
                 let lenient_until = lenient.then(|| now + LENIENCY);
@@ -214,6 +208,29 @@ impl Pods {
             }
         };
         self.stages.insert(Arc::clone(&workload.uid), (Arc::clone(workload), stage));
+    }
+
+    fn bring_in(
+        &self,
+        workload: &Workload,
+        has_policy: bool,
+        lenient: bool,
+    ) -> Result<(Arc<EnrolledPod>, PodHandle), NotCaptured> {
+        let (pod, sockets) = self.parts.kernel.enrol(workload, has_policy, lenient)?;
+        let added = self.parts.proxy.add_pod(PodListeners {
+            pod: Arc::clone(&pod) as _,
+            outbound: sockets.outbound,
+            tunnel: sockets.tunnel,
+            plaintext: sockets.plaintext,
+        });
+        match added {
+            Ok(handle) => Ok((pod, handle)),
+            Err(error) => {
+                self.parts.kernel.release(&workload.uid);
+                let _ = pod.remove_routes();
+                Err(NotCaptured::System(format!("the proxy does not take it: {error}")))
+            }
+        }
     }
 
     fn leave(&mut self, wanted: &HashMap<WorkloadUid, Arc<Workload>>, snapshot: &Snapshot, now: Instant) {
@@ -386,8 +403,10 @@ impl Pods {
             tracing::error!(%error, "what was captured on this node could not be withdrawn");
         }
         for (uid, (_, stage)) in stages {
-            let (Stage::Joining(member) | Stage::Captured(member) | Stage::Leaving { member, .. } | Stage::Draining(member)) =
-                stage
+            let (Stage::Joining(member)
+            | Stage::Captured(member)
+            | Stage::Leaving { member, .. }
+            | Stage::Draining(member)) = stage
             else {
                 continue;
             };

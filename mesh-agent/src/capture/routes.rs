@@ -22,13 +22,15 @@ pub(super) const MARK: u32 = 0x4d45_5348;
 const TABLE: u32 = MARK;
 /// Before the main table (32766), after the local one (0).
 const PRIORITY: u32 = 19_600;
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// Accepted sockets inherit the mark (both families); answers of no socket (a closed port's RST) reflect it.
+const SYSCTLS: [&str; 3] =
+    ["/proc/sys/net/ipv4/tcp_fwmark_accept", "/proc/sys/net/ipv4/fwmark_reflect", "/proc/sys/net/ipv6/fwmark_reflect"];
 const LOOPBACK_IFINDEX: u32 = 1;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// Installs rule, table and sysctl in the calling thread's network namespace; what is there already stays.
 pub(super) fn install() -> io::Result<()> {
-    fs::write(SYSCTL, "1")?;
+    write_sysctls("1")?;
     for family in FAMILIES {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         let installed =
@@ -48,7 +50,7 @@ pub(super) fn install() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes them away again. The sysctl goes back to its default; delivered connections must have ended.
+/// Takes them away again. The sysctls go back to their defaults; delivered connections must have ended.
 pub(super) fn remove() -> io::Result<()> {
     let missing = [nix::libc::ENOENT, nix::libc::ESRCH, nix::libc::EAFNOSUPPORT, nix::libc::EOPNOTSUPP];
     for family in FAMILIES {
@@ -59,7 +61,18 @@ pub(super) fn remove() -> io::Result<()> {
             }
         }
     }
-    fs::write(SYSCTL, "0")
+    write_sysctls("0")
+}
+
+fn write_sysctls(value: &str) -> io::Result<()> {
+    for path in SYSCTLS {
+        match fs::write(path, value) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.contains("ipv6") => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn tolerate(result: io::Result<()>, errno: i32) -> io::Result<()> {

@@ -1,0 +1,100 @@
+//! From what the application dialled to the endpoints that may serve it.
+//!
+//! Only this file makes a [`Target`], and only a [`Target`] can be dialled: so the rule that a captured
+//! endpoint is never dialled in plaintext is in one place.
+
+use std::sync::Arc;
+
+use super::failure::Failure;
+use crate::balance::{Balancer, Client, Pick};
+use crate::model::addr::{EndpointAddr, OrigDst};
+use crate::model::workload::{Captured, Workload};
+use crate::snapshot::Snapshot;
+use crate::telemetry::labels::ServiceName;
+
+/// How many endpoints of a service are tried. With more, a client would wait longer than its own patience.
+const TRIES: usize = 3;
+
+/// One endpoint to dial.
+#[derive(Debug)]
+pub(super) struct Target {
+    addr: EndpointAddr,
+    workload: Option<Arc<Workload>>,
+    /// Counts as live at this endpoint until dropped; `None` when the application chose the endpoint itself.
+    _pick: Option<Pick>,
+}
+
+impl Target {
+    /// Where the application listens.
+    pub(super) fn addr(&self) -> EndpointAddr {
+        self.addr
+    }
+
+    /// The pod behind it, where one is known.
+    pub(super) fn workload(&self) -> Option<&Arc<Workload>> {
+        self.workload.as_ref()
+    }
+
+    /// `Some`: only a tunnel to this workload, proven to be it, will do. `None`: plaintext.
+    pub(super) fn tunnel(&self) -> Option<(&Arc<Workload>, &Captured)> {
+        let workload = self.workload.as_ref()?;
+        Some((workload, workload.captured.as_ref()?))
+    }
+}
+
+/// The candidates for one connection, best first.
+#[derive(Debug)]
+pub(super) struct Candidates<'a> {
+    balancer: &'a Balancer,
+    client: Client,
+    dialled: OrigDst,
+    service: Option<ServiceName>,
+    tried: Vec<EndpointAddr>,
+}
+
+impl<'a> Candidates<'a> {
+    /// What may serve a connection that `client` opened to `dialled`.
+    pub(super) fn new(balancer: &'a Balancer, client: Client, dialled: OrigDst) -> Self {
+        Self { balancer, client, dialled, service: None, tried: Vec::new() }
+    }
+
+    /// The service that was dialled, once [`Self::next`] was called; `None` for a pod's address or one outside
+    /// the mesh.
+    pub(super) fn service(&self) -> Option<ServiceName> {
+        self.service.clone()
+    }
+
+    /// The next endpoint to try, by `snapshot`. `failed` is why the one before did not serve.
+    ///
+    /// # Errors
+    /// `failed`, when there is nothing more to try; [`Failure::NoEndpoints`], when there was nothing at all.
+    pub(super) fn next(&mut self, snapshot: &Snapshot, failed: Option<Failure>) -> Result<Target, Failure> {
+        if let Some(failure) = failed.as_ref().filter(|f| self.tried.len() >= TRIES || !f.is_retryable()) {
+            return Err(failure.clone());
+        }
+        let Some(service) = snapshot.service_by_vip(self.dialled.addr()) else {
+            // The application chose this endpoint: there is no other.
+            return match failed {
+                Some(failure) => Err(failure),
+                None => Ok(target(snapshot, EndpointAddr::new(self.dialled.addr()), None)),
+            };
+        };
+        self.service = Some(ServiceName { namespace: Arc::clone(&service.namespace), name: Arc::clone(&service.name) });
+        let Some(pick) = self.balancer.choose(service, &self.client, &self.tried) else {
+            return Err(failed.unwrap_or_else(|| Failure::NoEndpoints(service.display_name())));
+        };
+        self.tried.push(pick.addr());
+        Ok(target(snapshot, pick.addr(), Some(pick)))
+    }
+}
+
+fn target(snapshot: &Snapshot, addr: EndpointAddr, pick: Option<Pick>) -> Target {
+    // A slice may name a pod that no longer has this address; then whoever owns the address is there.
+    let named = pick.as_ref().and_then(|pick| snapshot.workload(pick.endpoint().workload.as_ref()?));
+    let workload = named
+        .filter(|workload| workload.ips.contains(&addr.ip()))
+        .or_else(|| snapshot.workload_by_ip(addr.ip()))
+        .or(named.filter(|workload| workload.host_network))
+        .map(Arc::clone);
+    Target { addr, workload, _pick: pick }
+}

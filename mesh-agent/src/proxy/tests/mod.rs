@@ -1,0 +1,8 @@
+//! Two agents on loopback: what applications see, what records say, and that nothing is left behind.
+
+mod failures;
+mod load;
+mod policy;
+mod rig;
+mod transparency;
+mod wire;
