@@ -13,10 +13,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::metrics::Metrics;
-use crate::pod::program;
 use crate::process::{Process, tail};
 use crate::topology::Node;
-use crate::{http, wait};
+use crate::{http, programs, wait};
 
 /// An agent is ready within this when everything it needs is there.
 pub const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -72,7 +71,7 @@ impl Agent {
         let state = node.folder().join("state");
         fs::create_dir_all(&state)?;
         let instance = instance(node);
-        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        let mut command = Command::new(programs::agent()?);
         command.args(["run", "--node", node.name(), "--instance", &instance, "--trust-domain", TRUST_DOMAIN]);
         command.arg("--source").arg(format!("dir:{}", options.objects.display()));
         command.arg("--cgroup").arg(node.cgroup()).arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(&state);
@@ -141,7 +140,7 @@ impl Agent {
     /// # Errors
     /// What the agent says.
     pub fn uninstall(node: &Node) -> Result<()> {
-        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        let mut command = Command::new(programs::agent()?);
         command.args(["uninstall", "--instance", &instance(node), "--bpffs"]).arg(node.bpffs());
         command.arg("--cgroup").arg(node.cgroup());
         node.spawn("uninstall", command)?.finish(READY_WITHIN).map(drop)
@@ -182,7 +181,7 @@ impl Agent {
     /// # Errors
     /// When it fails, or does not print JSON.
     pub fn status(&self, node: &Node) -> Result<Value> {
-        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        let mut command = Command::new(programs::agent()?);
         command.args(["status", "--json", "--state-dir"]).arg(&self.state);
         let output = command.output().context("`mesh-agent status` does not start")?;
         ensure!(output.status.success(), "status of {}: {}", node.name(), String::from_utf8_lossy(&output.stderr));
@@ -243,7 +242,7 @@ impl Ca {
         let state = node.folder().join("ca");
         fs::create_dir_all(&state)?;
         let address = SocketAddr::new(node.ip(), CA_PORT);
-        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        let mut command = Command::new(programs::agent()?);
         command.args(["ca", "--listen", &address.to_string(), "--trust-domain", TRUST_DOMAIN, "--state-dir"]);
         command.arg(&state).arg("--source").arg(format!("dir:{}", objects.display())).env_remove("RUST_LOG");
         let process = node.spawn("ca", command)?;
@@ -288,7 +287,7 @@ impl Ca {
     /// # Errors
     /// What `mesh-agent ca token` says.
     pub fn token(&self, node: &Node) -> Result<PathBuf> {
-        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        let mut command = Command::new(programs::agent()?);
         command.args(["ca", "token", "--node", node.name(), "--state-dir"]).arg(&self.state);
         let output = command.output().context("`mesh-agent ca token` does not start")?;
         if !output.status.success() {

@@ -5,9 +5,11 @@
 //! is started as a program and judged by what it does on the wire, in its log and in its metrics.
 
 pub mod agent;
+pub mod apps;
 pub mod bpf;
 pub mod cgroup;
 pub mod http;
+pub mod interrupt;
 pub mod leftovers;
 pub mod mesh;
 pub mod metrics;
@@ -15,6 +17,7 @@ pub mod netns;
 pub mod objects;
 pub mod pod;
 pub mod process;
+pub mod programs;
 pub mod run;
 pub mod scale;
 pub mod sys;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;
@@ -15,7 +15,7 @@ use crate::netns::Netns;
 use crate::process::{Launch, Process};
 use crate::run::Run;
 use crate::topology::{Node, Side};
-use crate::wait;
+use crate::{programs, wait};
 
 /// Servers listen within this, on a busy machine too.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
@@ -136,7 +136,7 @@ impl Pod {
     /// # Errors
     /// When it does not start.
     pub fn sample(&self, name: &str, arguments: &[&str]) -> Result<Process> {
-        let mut command = Command::new(program("mesh-sample", "MESH_SAMPLE_BIN")?);
+        let mut command = Command::new(programs::sample()?);
         command.args(arguments);
         self.spawn(name, command)
     }
@@ -165,7 +165,7 @@ impl Pod {
     /// # Errors
     /// When it does not listen in time.
     pub fn sample_server(&self, kind: &str, port: u16, arguments: &[&str]) -> Result<Process> {
-        let mut command = Command::new(program("mesh-sample", "MESH_SAMPLE_BIN")?);
+        let mut command = Command::new(programs::sample()?);
         command.arg(kind).args(["--port", &port.to_string()]).args(arguments);
         self.serve(&format!("{kind}-{port}"), command, port)
     }
@@ -186,19 +186,4 @@ fn listens(pid: u32, port: u16) -> Result<()> {
         }
     }
     bail!("nothing listens on port {port}")
-}
-
-/// A program that this workspace builds: from `variable`, else beside the running one.
-///
-/// # Errors
-/// When it is not built.
-pub fn program(name: &str, variable: &str) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(variable) {
-        let path = PathBuf::from(path);
-        anyhow::ensure!(path.is_file(), "{variable} names {}, which is not there", path.display());
-        return Ok(path);
-    }
-    let own = std::env::current_exe().context("this program has no path")?;
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("{name} is not built: cargo build --workspace, or set {variable}"))
 }

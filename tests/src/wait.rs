@@ -4,16 +4,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::interrupt;
+
 /// Pause between two looks: short beside any deadline, long beside a look's own cost.
 const PACE: Duration = Duration::from_millis(5);
 
 /// Looks again and again until `look` is `Ok`; gives its value.
 ///
 /// # Errors
-/// After `within`, what was awaited together with the last look's error.
+/// After `within`, what was awaited together with the last look's error; at once after an interruption.
 pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
+        interrupt::check()?;
         match look() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() >= deadline => {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use mesh_tests::agent::{Agent, AgentOptions, CaSource, METRICS};
 use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, scenario};
-use mesh_tests::pod::program;
+use mesh_tests::programs;
 use mesh_tests::topology::Side;
 use mesh_tests::wait;
 
@@ -138,7 +138,7 @@ fn without_privileges_the_agent_names_what_it_lacks() -> Result<()> {
         let state = node.folder().join("nobody");
         std::fs::create_dir(&state)?;
         std::os::unix::fs::chown(&state, Some(65534), Some(65534))?;
-        let mut command = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?);
+        let mut command = Command::new(programs::agent()?);
         command.uid(65534).gid(65534).args(["run", "--node", "node-a", "--metrics", "127.0.0.1:15020"]);
         command.arg("--source").arg(format!("dir:{}", mesh.objects().folder().display()));
         command.arg("--cgroup").arg(node.cgroup()).arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(&state);

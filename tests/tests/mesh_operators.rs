@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::agent::METRICS;
 use mesh_tests::http;
 use mesh_tests::mesh::{IN_FORCE_WITHIN, scenario};
-use mesh_tests::pod::program;
+use mesh_tests::programs;
 use mesh_tests::topology::Side;
 use mesh_tests::wait;
 
@@ -106,7 +106,7 @@ fn a_join_token_works_once() -> Result<()> {
 
 #[test]
 fn check_passes_here_and_says_what_it_looked_at() -> Result<()> {
-    let output = Command::new(program("mesh-agent", "MESH_AGENT_BIN")?).arg("check").output()?;
+    let output = Command::new(programs::agent()?).arg("check").output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     for word in ["kernel", "cgroup", "BTF"] {

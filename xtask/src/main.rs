@@ -6,6 +6,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
 
 mod check;
+mod compile;
+mod demo;
 mod setup;
 mod shell;
 mod test;
@@ -16,6 +18,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask TASK
 
+  demo             a mesh of two nodes, shown from its wire to its metrics  [--keep]
   setup            install what building the programs and running the suites needs
   test             unit, agent, kernel and mesh suites  [--long] [unit|kernel|mesh]... [-- TEST-ARGS]
   check            rustfmt, clippy, tidy, cargo-deny, rustdoc
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         return ExitCode::from(64);
     };
     let done = match task.as_str() {
+        "demo" => demo::run(rest),
         "setup" => setup::run(rest),
         "test" => test::run(rest),
         "check" => check::run(rest),

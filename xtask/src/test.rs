@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{setup, shell};
+use crate::{compile, setup, shell};
 
 /// Tells the suites to run in full length; see `mesh_tests::scale`.
 const LONG: &str = "MESH_TEST_LONG";
@@ -70,9 +70,14 @@ struct Tally {
 pub fn run(args: &[String]) -> Result<()> {
     let options = parse(args)?;
     let mut tally = Tally::default();
-    let unprivileged_only = options.suites == [Suite::Unit];
-    let obstacle = if unprivileged_only { None } else { obstacle() };
-    build()?;
+    let needs_programs = options.suites != [Suite::Unit];
+    let obstacle = if needs_programs { obstacle() } else { None };
+    // Everything in one go, so that all suites share one set of dependencies and features.
+    if needs_programs && obstacle.is_none() {
+        compile::workspace_with_programs(&["--all-targets"])?;
+    } else {
+        compile::workspace(&["--all-targets"])?;
+    }
     for suite in &options.suites {
         eprintln!("\n== {} ==", suite.name());
         match &obstacle {
@@ -118,11 +123,6 @@ fn obstacle() -> Option<String> {
         return Some("namespaces, cgroups and eBPF need root".to_owned());
     }
     setup::ebpf_toolchain().and_then(|()| setup::programs(setup::SUITES)).err().map(|error| format!("{error:#}"))
-}
-
-/// Everything in one go, so that all suites share one set of dependencies and features.
-fn build() -> Result<()> {
-    shell::run(shell::cargo().args(["build", "--workspace", "--all-targets"]))
 }
 
 fn cargo_test(suite: Suite) -> Result<Option<Command>> {

@@ -28,6 +28,8 @@ const NGINX: Program = Program { binary: "nginx", package: "nginx-light" };
 const IPERF: Program = Program { binary: "iperf3", package: "iperf3" };
 const WRK: Program = Program { binary: "wrk", package: "wrk" };
 
+/// What the two nodes and their pods are made with.
+pub const TOPOLOGY: &[Program] = &[IPROUTE];
 /// What the suites run besides.
 pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS];
 /// What the bench runs besides.

@@ -57,7 +57,7 @@ const FORBIDDEN_ROOMS: &[(&str, &str)] = &[
 
 /// Adds each forbidden edge of `file` to `found`.
 pub fn check(file: &SourceFile, found: &mut Vec<String>) {
-    let Some(room) = room(&file.path).filter(|_| !is_test(&file.path)) else { return };
+    let Some(room) = room(&file.path) else { return };
     for (number, line) in file.code() {
         let code = line.split("//").next().unwrap_or(line);
         let mut violation = |what: String| found.push(format!("{}:{number}: {what}", file.path));
@@ -104,11 +104,6 @@ fn room(path: &str) -> Option<&str> {
     let inside = path.strip_prefix("mesh-agent/src/")?;
     let room = inside.split('/').next()?;
     Some(room.strip_suffix(".rs").unwrap_or(room))
-}
-
-/// A room's tests in files of their own: they may use whatever proves it.
-fn is_test(path: &str) -> bool {
-    ["tests.rs", "/properties.rs"].iter().any(|name| path.ends_with(name)) || path.contains("/tests/")
 }
 
 /// Whether `code` has the path `name::…`, and not as the end of a longer name.
