@@ -229,7 +229,8 @@ mod tests {
         assert_eq!(read.len(), 3);
         assert!(matches!(&read[0], Document::Tree { value, .. } if *value == json!({"a": 1})));
         assert!(
-            matches!(&read[1], Document::Unreadable { text, reason } if text.contains("b: [") && reason.contains("line 4")),
+            matches!(&read[1], Document::Unreadable { text, reason } if text.contains("b: \
+            [") && reason.contains("line 4")),
             "{read:?}"
         );
         assert!(matches!(&read[2], Document::Tree { value, .. } if *value == json!({"c": 3})));

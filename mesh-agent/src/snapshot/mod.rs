@@ -3,7 +3,7 @@
 //! Built by `control`, swapped whole by generation. It never changes after it is published, so two look-ups
 //! in one snapshot always agree.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -14,6 +14,9 @@ use crate::model::policy::{Policy, Target};
 use crate::model::problem::Problem;
 use crate::model::service::ServicePort;
 use crate::model::workload::{Workload, WorkloadUid};
+
+/// The policies that select one workload; workloads with the same labels share them.
+type Policies = Arc<[Arc<Policy>]>;
 
 /// What a source must hand over to make a [`Snapshot`].
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,7 +43,7 @@ pub struct Snapshot {
     by_uid: HashMap<WorkloadUid, Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
     by_vip: HashMap<SocketAddr, Arc<ServicePort>>,
-    selected: HashMap<WorkloadUid, Vec<Arc<Policy>>>,
+    selected: HashMap<WorkloadUid, Policies>,
 }
 
 impl Snapshot {
@@ -114,7 +117,7 @@ impl Snapshot {
     /// The policies that select this pod; empty when none does.
     #[must_use]
     pub fn policies_for(&self, uid: &str) -> &[Arc<Policy>] {
-        self.selected.get(uid).map_or(&[], Vec::as_slice)
+        self.selected.get(uid).map_or(&[], |policies| policies)
     }
 
     /// Every policy in force.
@@ -130,22 +133,25 @@ impl Snapshot {
     }
 }
 
-/// The policies of each workload that has any. Looks at each policy once per namespace, then only at those that
-/// can select a workload there: thousands of policies in other namespaces cost nothing.
-fn select(parts: &SnapshotParts) -> HashMap<WorkloadUid, Vec<Arc<Policy>>> {
-    let mut by_namespace: HashMap<&str, Vec<Arc<Policy>>> = HashMap::new();
+/// The policies of each workload that has any. Policies of other namespaces cost nothing, and workloads with the
+/// same labels, such as the replicas of a Deployment, are looked at once.
+fn select(parts: &SnapshotParts) -> HashMap<WorkloadUid, Policies> {
+    let mut candidates: HashMap<&str, Vec<Arc<Policy>>> = HashMap::new();
+    let mut alike: HashMap<(&str, &BTreeMap<String, String>), Policies> = HashMap::new();
     let mut selected = HashMap::new();
-    for workload in &parts.workloads {
-        let candidates = by_namespace.entry(&workload.namespace).or_insert_with(|| {
+    for workload in parts.workloads.iter().filter(|_| !parts.policies.is_empty()) {
+        let candidates = candidates.entry(&workload.namespace).or_insert_with(|| {
             let reaches = |policy: &&Arc<Policy>| match &policy.target {
                 Target::Mesh => true,
                 Target::Namespace(own) | Target::Selector { namespace: own, .. } => *own == workload.namespace,
             };
             parts.policies.iter().filter(reaches).cloned().collect()
         });
-        let policies = crate::policy::selecting(workload, candidates);
+        let policies = alike
+            .entry((&workload.namespace, &workload.labels))
+            .or_insert_with(|| crate::policy::selecting(workload, candidates).into());
         if !policies.is_empty() {
-            selected.insert(Arc::clone(&workload.uid), policies);
+            selected.insert(Arc::clone(&workload.uid), Arc::clone(policies));
         }
     }
     selected

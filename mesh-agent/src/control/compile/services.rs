@@ -3,7 +3,7 @@
 //! kube-proxy's reading of the objects. Where a Service has a selector and no slice, which is how a directory is
 //! written by hand, this file stands in for Kubernetes' EndpointSlice controller.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -37,9 +37,7 @@ pub(super) fn compile(objects: &Objects, owners: &Owners<'_>, problems: &mut Vec
             context.slices.entry((&slice.namespace, service)).or_default().push(slice);
         }
     }
-    if objects.services.iter().any(|found| context.is_derived(&found.object)) {
-        context.index_labels();
-    }
+    context.index_pods(&objects.services);
     let vips = claim_vips(&objects.services, problems);
     let mut ports = Vec::new();
     for (found, vips) in objects.services.iter().zip(vips) {
@@ -49,6 +47,10 @@ pub(super) fn compile(objects: &Objects, owners: &Owners<'_>, problems: &mut Vec
         }
     }
     ports
+}
+
+fn first_label(service: &Service) -> Option<(&str, &str)> {
+    service.selector.iter().flatten().next().map(|(key, value)| (key.as_str(), value.as_str()))
 }
 
 fn title(service: &Service) -> String {
@@ -88,10 +90,15 @@ impl<'a> Context<'a> {
         service.selector.is_some() && !self.slices.contains_key(&(&*service.namespace, &*service.name))
     }
 
-    fn index_labels(&mut self) {
+    /// Finds pods by the first label of each selector that will be asked for: a selector is then compared with few.
+    fn index_pods(&mut self, services: &'a [Found<Service>]) {
+        let derived = services.iter().map(|found| &*found.object).filter(|service| self.is_derived(service));
+        let keys: BTreeSet<&str> = derived.filter_map(|service| first_label(service)).map(|(key, _)| key).collect();
         for pod in self.pods.iter().map(|found| &*found.object).filter(|pod| !pod.finished) {
-            for (key, value) in &pod.labels {
-                self.by_label.entry((&pod.namespace, key, value)).or_default().push(pod);
+            for key in &keys {
+                if let Some(value) = pod.labels.get(*key) {
+                    self.by_label.entry((&pod.namespace, key, value)).or_default().push(pod);
+                }
             }
         }
     }
@@ -183,12 +190,11 @@ impl<'a> Context<'a> {
         problems: &mut Vec<Problem>,
     ) -> Vec<Endpoint> {
         let service = &found.object;
-        let by_label = selector.iter().map(|(key, value)| {
-            self.by_label.get(&(&*service.namespace, key.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice)
-        });
-        let fewest = by_label.min_by_key(|pods| pods.len()).unwrap_or_default();
+        let candidates = first_label(service)
+            .and_then(|(key, value)| self.by_label.get(&(&*service.namespace, key, value)))
+            .map_or(&[][..], Vec::as_slice);
         let selects = |pod: &&&Pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
-        let pods: Vec<&Pod> = fewest.iter().filter(selects).copied().collect();
+        let pods: Vec<&Pod> = candidates.iter().filter(selects).copied().collect();
         let mut endpoints = Vec::new();
         let mut unnamed = 0;
         for pod in &pods {

@@ -209,16 +209,19 @@ fn an_enforcement_object_is_kept_however_little_of_it_can_be_read() {
         ),
         ("apiVersion: mesh-agent.io\nkind: AuthorizationPolicy\nspec: {}", Target::Namespace("default".into())),
         (
-            "apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: [shop]}\nspec: {}",
+            "apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: \
+            [shop]}\nspec: {}",
             Target::Mesh,
         ),
         ("apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: shop\nspec: 1", Target::Mesh),
         (
-            "apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop, owner: me}\nspec: {}",
+            "apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop, \
+            owner: me}\nspec: {}",
             Target::Namespace("shop".into()),
         ),
         (
-            "apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {action: ALLOW}\nspec: {action: ALLOW}",
+            "apiVersion: mesh-agent.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: \
+            shop}\nspec: {action: ALLOW}\nspec: {action: ALLOW}",
             Target::Namespace("shop".into()),
         ),
     ] {
@@ -232,7 +235,8 @@ fn an_enforcement_object_is_kept_however_little_of_it_can_be_read() {
 fn peer_policies_are_read_in_both_spellings() {
     let (policy, mistakes) = peer(
         SHOP,
-        "{mode: STRICT, ports: {8080: {mode: Permissive}, '9090': {mode: PERMISSIVE}}, selector: {matchLabels: {app: web}}, allowOptOut: true}",
+        "{mode: STRICT, ports: {8080: {mode: Permissive}, '9090': {mode: PERMISSIVE}}, selector: {matchLabels: \
+        {app: web}}, allowOptOut: true}",
     );
     assert_eq!(mistakes, [""; 0]);
     let ports = BTreeMap::from([(8080, PeerMode::Permissive), (9090, PeerMode::Permissive)]);
@@ -290,7 +294,8 @@ fn what_is_not_ours_is_foreign_and_what_cannot_be_used_says_why() {
         ("apiVersion: v1\nmetadata: {name: x}", Some("not a Kubernetes object")),
         ("just text", Some("not a Kubernetes object")),
         (
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x}\naddressType: IPv5\nendpoints: []",
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x}\naddressType: \
+            IPv5\nendpoints: []",
             Some("addressType: `IPv5` is none"),
         ),
     ] {
@@ -307,7 +312,8 @@ fn what_is_not_ours_is_foreign_and_what_cannot_be_used_says_why() {
 
 #[test]
 fn an_unknown_field_of_a_core_kind_is_named_and_the_rest_works() {
-    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespaces: y}\nspec: {containers: [{name: c, ports: [{containerPort: 80, portName: http}]}]}\n";
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespaces: y}\nspec: {containers: [{name: c, ports: \
+    [{containerPort: 80, portName: http}]}]}\n";
     let (Object::Pod(pod), mistakes) = object(text) else { panic!("not a pod") };
     assert_eq!(&*pod.name, "x");
     assert_eq!(
@@ -347,13 +353,13 @@ fn unreadable_text_that_names_an_enforcement_kind_is_taken_for_it() {
     );
     check("{\"kind\": \"PeerPolicy\", \"metadata\": {\"namespace\": \"shop\", \"name\": \"p\"", &["PeerPolicy shop/p"]);
     check(
-        "kind: List\nitems: [{kind: PeerPolicy, metadata: {namespace: a, name: x}},\n {metadata: {namespace: b, name: y}",
+        "kind: List\nitems: [{kind: PeerPolicy, metadata: {namespace: a, name: x}},\n {metadata: {namespace: b, \
+        name: y}",
         &["PeerPolicy a/x", "PeerPolicy b/y"],
     );
     check("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: [", &[]);
     check("kind: Pod\nmetadata: [", &[]);
     let torn = suspects(&format!("{policy}metadata: {{namespace: mesh-agent-system"), "torn");
-    assert!(
-        matches!(&torn[..], [(_, Object::Authorization(policies))] if policies[0].target == Target::Mesh && policies[0].broken.as_deref() == Some("torn"))
-    );
+    let [(_, Object::Authorization(policies))] = &torn[..] else { panic!("{torn:?}") };
+    assert_eq!((&policies[0].target, policies[0].broken.as_deref()), (&Target::Mesh, Some("torn")));
 }
