@@ -19,6 +19,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve this node: capture its enrolled pods and carry their traffic.
+    #[command(args_override_self = true)]
     Run(RunArgs),
     #[command(flatten)]
     Other(mesh_agent::cli::Command),

@@ -169,6 +169,8 @@ impl Pods {
     fn join(&mut self, wanted: &HashMap<WorkloadUid, Arc<Workload>>, snapshot: &Snapshot, now: Instant) {
         for (uid, workload) in wanted {
             match self.stages.get_mut(uid) {
+                // It came back while its last connections were ending: their way back stays, and it starts anew.
+                Some((_, Stage::Draining(_))) => self.enrol(workload, snapshot, now),
                 // It came back before it was gone.
                 Some((known, stage)) if matches!(stage, Stage::Leaving { .. }) => {
                     *known = Arc::clone(workload);

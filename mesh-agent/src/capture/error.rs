@@ -9,6 +9,9 @@ pub enum CaptureError {
     /// The agent was built without the programs.
     #[error("this mesh-agent was built without eBPF programs: run `cargo xtask setup`, then build it again")]
     NotBuilt,
+    /// The process may not do what it must.
+    #[error("missing privileges: {}; run as root, or grant them", .0.join(", "))]
+    Privileges(Vec<&'static str>),
     /// The bpffs directory cannot be used.
     #[error(
         "{path}: not a mounted bpffs ({source}); mount it with `mount -t bpf bpf {path}` or name another with --bpffs"

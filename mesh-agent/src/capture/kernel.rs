@@ -25,6 +25,7 @@ use super::error::CaptureError;
 use super::events::RefusalReader;
 use super::netns::{Netns, cgroup_of, cgroup_path};
 use super::pod::Enrolments;
+use super::probe::missing_capabilities;
 use super::sync::Mirror;
 use super::{links, routes};
 use crate::sys;
@@ -117,6 +118,10 @@ impl Kernel {
     pub fn start(config: KernelConfig) -> Result<Self, CaptureError> {
         if OBJECT.is_empty() {
             return Err(CaptureError::NotBuilt);
+        }
+        let missing = missing_capabilities();
+        if !missing.is_empty() {
+            return Err(CaptureError::Privileges(missing));
         }
         let cgroup_error = |source| CaptureError::Cgroup { path: config.cgroup.clone(), source };
         let cgroup = File::open(&config.cgroup).map_err(cgroup_error)?;

@@ -45,3 +45,22 @@ pub fn ends_connections() -> io::Result<bool> {
         Err(error) => Err(error),
     }
 }
+
+/// Capabilities that the agent cannot do without, with their numbers (capabilities(7)).
+const NEEDED: [(&str, u32); 3] = [
+    // Routes and rules inside pods, transparent sockets, marks.
+    ("CAP_NET_ADMIN", 12),
+    // setns(2).
+    ("CAP_SYS_ADMIN", 21),
+    // Programs and maps.
+    ("CAP_BPF", 39),
+];
+
+/// Which of the needed capabilities this process does not hold; all when /proc does not say.
+#[must_use]
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = held.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default();
+    NEEDED.iter().filter(|(_, bit)| held & (1 << bit) == 0).map(|(name, _)| *name).collect()
+}

@@ -115,13 +115,18 @@ where
         Ok(connection) => connection.map_err(|error| tunnel(error.to_string()))?,
         Err(_elapsed) => return Err(tunnel("no HTTP/2 preface in time".to_owned())),
     };
-    let mut drain = worker.drain.clone();
+    let (mut drain, mut leaving) = (worker.drain.clone(), pod.stopped.clone());
     let mut draining = false;
     loop {
         tokio::select! {
             biased;
             _ = live.switch().tripped() => return Ok(()),
             () = drain.reached(Phase::Draining), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            // The pod leaves the mesh, or its handle is gone: no new stream, and the tunnel ends with its last.
+            _ = leaving.wait_for(|stopped| *stopped), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
             }

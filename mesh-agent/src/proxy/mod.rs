@@ -164,19 +164,24 @@ impl Proxy {
             .into_iter()
             .map(|listener| listener.local_addr().map(|addr| addr.port()))
             .collect::<io::Result<Vec<u16>>>()?;
-        let pod = Pod { net, live: Arc::default(), own_ports };
+        let (stop, stopped) = watch::channel(false);
+        let pod = Pod { net, live: Arc::default(), own_ports, stopped };
         let doors = [(Door::Outbound, outbound), (Door::Tunnel, tunnel), (Door::Plaintext, plaintext)];
-        Ok(self.open_doors(pod, doors))
+        Ok(self.open_doors(pod, stop, doors))
     }
 
-    fn open_doors(&self, pod: Pod, doors: impl IntoIterator<Item = (Door, TcpListener)>) -> PodHandle {
+    fn open_doors(
+        &self,
+        pod: Pod,
+        stop: watch::Sender<bool>,
+        doors: impl IntoIterator<Item = (Door, TcpListener)>,
+    ) -> PodHandle {
         let live = Arc::clone(&pod.live);
         let pod = Arc::new(pod);
-        let (stop, stopped) = watch::channel(false);
         let turn = self.next.fetch_add(1, Relaxed) % self.workers.len().max(1);
         for (door, listener) in doors {
             if let Some(worker) = self.workers.get(turn) {
-                let job = Job::Listen { pod: Arc::clone(&pod), door, listener, stop: stopped.clone() };
+                let job = Job::Listen { pod: Arc::clone(&pod), door, listener, stop: pod.stopped.clone() };
                 // A worker that is gone has drained: its pods are no longer served, on purpose.
                 let _ = worker.jobs.send(job);
             }

@@ -48,6 +48,8 @@ pub(super) struct Pod {
     pub(super) live: Arc<AtomicUsize>,
     /// The agent's own ports in this pod's namespace, which no tunnel request may ask for.
     pub(super) own_ports: Vec<u16>,
+    /// The pod is leaving: its tunnels end with their last stream.
+    pub(super) stopped: watch::Receiver<bool>,
 }
 
 /// Which listener a connection came in by.

@@ -304,8 +304,9 @@ impl Mesh {
     /// Gives `listener` to the agent as one that steered plaintext comes in by.
     pub(super) fn steer(&self, node: &Node, pod: &Pod, listener: TcpListener) -> PodHandle {
         let net = Arc::clone(&pod.net) as Arc<dyn PodNet>;
-        let steered = worker::Pod { net, live: Arc::default(), own_ports: vec![] };
-        node.proxy.open_doors(steered, [(worker::Door::Plaintext, listener)])
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let steered = worker::Pod { net, live: Arc::default(), own_ports: vec![], stopped };
+        node.proxy.open_doors(steered, stop, [(worker::Door::Plaintext, listener)])
     }
 
     /// A service port at a virtual address of its own, with these endpoints.
