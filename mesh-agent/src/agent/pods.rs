@@ -172,7 +172,7 @@ impl Pods {
                 // It came back while its last connections were ending: their way back stays, and it starts anew.
                 Some((_, Stage::Draining(_))) => self.enrol(workload, snapshot, now),
                 // It came back before it was gone.
-                Some((known, stage)) if matches!(stage, Stage::Leaving { .. }) => {
+                Some((known, Stage::Leaving { .. })) => {
                     *known = Arc::clone(workload);
                     if let Some((_, Stage::Leaving { member, .. })) = self.stages.remove(uid) {
                         self.stages.insert(Arc::clone(uid), (Arc::clone(workload), Stage::Joining(member)));
