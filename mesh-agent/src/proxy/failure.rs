@@ -36,7 +36,7 @@ pub(super) enum Failure {
         /// The other end.
         with: SocketAddr,
         /// Why.
-        error: TlsError,
+        error: Box<TlsError>,
     },
     /// The peer's: the tunnel broke, or does not follow its protocol.
     #[error("tunnel with {with}: {reason}")]

@@ -94,7 +94,7 @@ async fn handshake(
     let own = own.ok_or_else(|| Failure::UnknownPod(Arc::clone(pod.net.uid())))?;
     let started = Instant::now();
     let accepted = shared.tls.accept(stream, &own, &[hbone::ALPN]).await;
-    let (tls, proven) = accepted.map_err(|error| Failure::Tls { with: peer, error })?;
+    let (tls, proven) = accepted.map_err(|error| Failure::Tls { with: peer, error: Box::new(error) })?;
     let metrics = shared.telemetry.metrics();
     metrics.handshake_duration(Reporter::Inbound).observe(started.elapsed().as_secs_f64());
     Ok((tls, Client { addr: peer, identity: PeerIdentity::Verified(proven.identity().clone()) }))

@@ -225,7 +225,7 @@ impl Pool {
         let stream = connect::dial(dial.pod.as_ref(), with, shared.limits.connect).await?;
         let started = Instant::now();
         let tls = shared.tls.connect(stream, &dial.own, &dial.key.expected, &[hbone::ALPN]).await;
-        let (tls, _peer) = tls.map_err(|error| Failure::Tls { with, error })?;
+        let (tls, _peer) = tls.map_err(|error| Failure::Tls { with, error: Box::new(error) })?;
         let metrics = shared.telemetry.metrics();
         metrics.handshake_duration(Reporter::Outbound).observe(started.elapsed().as_secs_f64());
         self.start(tls, with).await

@@ -1,7 +1,6 @@
 //! Nothing reaches an application without a permit, and nothing goes on without one.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
