@@ -36,8 +36,6 @@ const PORT: u16 = 8080;
 pub struct Shop {
     /// The applications; dropped before their pods.
     _servers: Vec<Process>,
-    /// Nodes, agents, pods.
-    pub mesh: Mesh,
     /// Who comes to the shop.
     pub visitor: Arc<Workload>,
     /// Where its front is.
@@ -48,6 +46,8 @@ pub struct Shop {
     pub report: Arc<Workload>,
     /// The old pair's server.
     pub ledger: Arc<Workload>,
+    /// Nodes, agents, pods; dropped after whoever lives there.
+    pub mesh: Mesh,
     binaries: PathBuf,
 }
 
