@@ -61,6 +61,12 @@ pub enum CertError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The operator's: a setting that makes no sense.
+    #[error("{reason}")]
+    Setting {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The operator's: this node has neither a node certificate nor a join token.
     #[error("this node has not joined {ca}: {remedy}")]
     NotJoined {
@@ -99,9 +105,11 @@ impl CertError {
             | Self::BadAnswer { .. }
             | Self::NotJoined { .. }
             | Self::NotIssued { .. } => Outcome::NoCertificate,
-            Self::StateDir { .. } | Self::Crypto { .. } | Self::BadRequest { .. } | Self::Listen { .. } => {
-                Outcome::Internal
-            }
+            Self::StateDir { .. }
+            | Self::Crypto { .. }
+            | Self::BadRequest { .. }
+            | Self::Setting { .. }
+            | Self::Listen { .. } => Outcome::Internal,
         }
     }
 

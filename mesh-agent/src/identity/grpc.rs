@@ -91,7 +91,7 @@ impl GrpcCa {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_clock(target: GrpcTarget, auth: CaAuth, clock: Arc<dyn Clock>) -> Result<Self, CertError> {
-        let bad = |reason: &str| CertError::BadRequest { reason: format!("CA address `{}`: {reason}", target.address) };
+        let bad = |reason: &str| CertError::Setting { reason: format!("CA address `{}`: {reason}", target.address) };
         let (host, port) = target.address.rsplit_once(':').ok_or_else(|| bad("is not HOST:PORT"))?;
         port.parse::<u16>().map_err(|_| bad("has no port number after the last colon"))?;
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -152,7 +152,7 @@ impl Caller {
             Proof::Certificate(certificate) => Some(certificate),
             Proof::Bearer(token) => {
                 let header = Zeroizing::new(format!("Bearer {}", *token));
-                let mut value = MetadataValue::try_from(header.as_str()).map_err(|_| CertError::BadRequest {
+                let mut value = MetadataValue::try_from(header.as_str()).map_err(|_| CertError::Setting {
                     reason: "the bearer token has characters that no token has".to_owned(),
                 })?;
                 value.set_sensitive(true);

@@ -71,7 +71,7 @@ impl NodeLogin {
 
     /// Joins, then renews at half-life, for ever.
     pub(super) async fn keep(&self, caller: &Caller) {
-        let mut failures = 0;
+        let mut failures: u32 = 0;
         loop {
             let result = match self.due(caller).await {
                 Ok(true) => self.renew(caller).await,
@@ -84,8 +84,9 @@ impl NodeLogin {
                     LOOK_AGAIN
                 }
                 Err(error) => {
-                    failures += 1;
-                    if failures == 1 {
+                    failures = failures.saturating_add(1);
+                    // At once, and then about every eight minutes.
+                    if failures % 16 == 1 {
                         tracing::warn!(node = %self.node.name(), %error, "node certificate not obtained or renewed");
                     }
                     backoff(failures, rand::rng().random::<f64>())

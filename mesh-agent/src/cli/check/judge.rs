@@ -169,6 +169,10 @@ fn held(machine: &Machine, capability: &Capability) -> Finding {
         Ok(held) => *held,
         Err(reason) => return warn(name, reason.clone(), purpose, "mount /proc"),
     };
+    if machine.own_userns {
+        let found = "this process is in a user namespace: what it holds counts only there";
+        return bad(name, found, purpose, "run it in the initial user namespace (hostUsers: true in a pod)");
+    }
     let has = |bit: u32| held >> bit & 1 == 1;
     // capabilities(7): CAP_BPF and CAP_PERFMON were parts of CAP_SYS_ADMIN, which still includes them.
     let implied = matches!(name, "CAP_BPF" | "CAP_PERFMON") && has(CAP_SYS_ADMIN);

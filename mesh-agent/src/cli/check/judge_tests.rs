@@ -135,6 +135,11 @@ fn missing_privileges_are_named_one_by_one() {
             ("CAP_SYS_RESOURCE", Verdict::Warn),
         ]
     );
+    let mut rootless = Layout::default().machine();
+    rootless.own_userns = true;
+    let findings = not_ok(&rootless, None);
+    assert_eq!(findings.len(), 5);
+    assert!(findings.iter().all(|f| f.2.contains("user namespace")), "{findings:?}");
     // CAP_SYS_ADMIN and CAP_NET_ADMIN alone: the newer, smaller ones are included.
     let older = Layout { capabilities: "0000000001201000", ..Layout::default() }.machine();
     assert_eq!(not_ok(&older, None), []);

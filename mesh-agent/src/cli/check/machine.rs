@@ -17,6 +17,8 @@ pub(super) struct Machine {
     pub(super) btf_bytes: Option<u64>,
     /// Effective capabilities of this process, by bit.
     pub(super) capabilities: Result<u64, String>,
+    /// Whether this process is in a user namespace of its own, where capabilities count for nothing here.
+    pub(super) own_userns: bool,
     /// `net.core.bpf_jit_enable`.
     pub(super) jit: Option<String>,
     /// Whether the kernel ends connections from outside; the reason when it does not say.
@@ -49,6 +51,7 @@ impl Machine {
             mounts: file(proc.join("self/mountinfo")).map(|text| mounts(&text)),
             btf_bytes: fs::metadata(sys.join("kernel/btf/vmlinux")).ok().map(|meta| meta.len()),
             capabilities: file(proc.join("self/status")).and_then(|text| effective_capabilities(&text)),
+            own_userns: fs::read_to_string(proc.join("self/uid_map")).is_ok_and(|map| !is_identity(&map)),
             jit: fs::read_to_string(proc.join("sys/net/core/bpf_jit_enable")).ok().map(|text| text.trim().to_owned()),
             ends_connections: Ok(true),
             has_programs: true,
@@ -70,6 +73,11 @@ fn mounts(text: &str) -> Vec<Mount> {
 /// Blanks and backslashes of a mount point are written as `\040` and the like.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// user_namespaces(7): the initial namespace maps every id to itself.
+fn is_identity(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn effective_capabilities(status: &str) -> Result<u64, String> {

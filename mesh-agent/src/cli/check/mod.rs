@@ -90,8 +90,8 @@ fn render(findings: &[Finding]) -> String {
     let (failed, warned) = (count(Verdict::Fail), count(Verdict::Warn));
     let _ = match (failed, warned) {
         (0, 0) => writeln!(text, "\nThis machine can run mesh-agent."),
-        (0, _) => writeln!(text, "\nThis machine can run mesh-agent, with {warned} warnings."),
-        _ => writeln!(text, "\nThis machine cannot run mesh-agent yet: {failed} things are missing."),
+        (0, _) => writeln!(text, "\nThis machine can run mesh-agent; warnings: {warned}."),
+        _ => writeln!(text, "\nThis machine cannot run mesh-agent yet; missing: {failed}."),
     };
     text
 }
@@ -107,8 +107,8 @@ mod tests {
         assert_eq!(
             text,
             "ok    kernel  x\nFAIL  btf     x\n              for: y\n              do:  z\n\n\
-             This machine cannot run mesh-agent yet: 1 things are missing.\n"
+             This machine cannot run mesh-agent yet; missing: 1.\n"
         );
-        assert!(render(&[finding("kernel", Verdict::Warn)]).contains("with 1 warnings"));
+        assert!(render(&[finding("kernel", Verdict::Warn)]).contains("warnings: 1"));
     }
 }

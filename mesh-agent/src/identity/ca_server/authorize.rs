@@ -23,3 +23,76 @@ impl NodeAuthorizer for BySnapshot {
         snapshot.workloads().iter().any(|w| &*w.node == node.as_str() && w.identity == *identity && w.is_enrolled())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control;
+    use crate::identity::testing::{TRUST_DOMAIN, identity};
+
+    const OBJECTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {mesh-agent.io/mode: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: web, uid: u1}
+spec: {nodeName: a, serviceAccountName: web, containers: []}
+status: {podIP: 10.0.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: job, uid: u2}
+spec: {nodeName: a, serviceAccountName: job, containers: []}
+status: {podIP: 10.0.0.2, phase: Succeeded}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: host, uid: u3}
+spec: {nodeName: a, serviceAccountName: host, hostNetwork: true, containers: []}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: other, name: plain, uid: u4}
+spec: {nodeName: a, serviceAccountName: plain, containers: []}
+status: {podIP: 10.0.0.4}
+";
+
+    #[tokio::test]
+    async fn a_node_may_have_what_its_enrolled_pods_need_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("objects.yaml");
+        std::fs::write(&file, OBJECTS).unwrap();
+        let store = Arc::new(SnapshotStore::default());
+        let config = control::DirConfig {
+            path: dir.path().to_owned(),
+            node: String::new(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
+        };
+        let mut generation = store.watch();
+        let source = tokio::spawn(control::run(config, Arc::clone(&store), std::future::pending()));
+        generation.wait_for(|generation| *generation > 0).await.unwrap();
+
+        let authorizer = BySnapshot(Arc::clone(&store));
+        let may = |node: &str, namespace: &str, account: &str| {
+            authorizer.may(&node.parse().unwrap(), &identity(namespace, account))
+        };
+        assert!(may("a", "shop", "web"));
+        for (case, node, namespace, account) in [
+            ("on another node", "b", "shop", "web"),
+            ("over", "a", "shop", "job"),
+            ("in the host's network", "a", "shop", "host"),
+            ("not enrolled", "a", "other", "plain"),
+            ("nowhere", "a", "shop", "db"),
+        ] {
+            assert!(!may(node, namespace, account), "{case}");
+        }
+
+        std::fs::remove_file(&file).unwrap();
+        let gone = tokio::time::timeout(std::time::Duration::from_secs(5), generation.wait_for(|g| *g > 1));
+        gone.await.expect("within 5 s").unwrap();
+        assert!(!may("a", "shop", "web"), "its pod has left");
+        source.abort();
+    }
+}

@@ -79,7 +79,7 @@ impl CaServer {
     /// Opens (or makes) the root, puts the roots to trust into [`super::ROOT_FILE`], and listens.
     ///
     /// # Errors
-    /// [`CertError::StateDir`], [`CertError::Listen`], or [`CertError::BadRequest`] for a name that is none.
+    /// [`CertError::StateDir`], [`CertError::Listen`], or [`CertError::Setting`] for a name that is none.
     pub async fn bind(settings: CaServerSettings, authorizer: Arc<dyn NodeAuthorizer>) -> Result<Self, CertError> {
         Self::bind_with_clock(settings, authorizer, Arc::new(SystemClock)).await
     }
@@ -95,7 +95,7 @@ impl CaServer {
         }
         if names.is_empty() {
             let reason = format!("listening on {} needs at least one --name by which agents reach it", settings.listen);
-            return Err(CertError::BadRequest { reason });
+            return Err(CertError::Setting { reason });
         }
         let authority = Authority::open(&settings.state_dir, &settings.trust_domain, Arc::clone(&clock))?;
         let bundle = TrustBundle::new(authority.roots(), 0).map_err(|e| CertError::crypto("a trust bundle", e))?;

@@ -62,6 +62,6 @@ fn san(name: &str) -> Result<SanType, CertError> {
         Err(_) => name
             .try_into()
             .map(SanType::DnsName)
-            .map_err(|_| CertError::BadRequest { reason: format!("`{name}` is neither a DNS name nor an IP address") }),
+            .map_err(|_| CertError::Setting { reason: format!("`{name}` is neither a DNS name nor an IP address") }),
     }
 }

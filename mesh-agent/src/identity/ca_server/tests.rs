@@ -259,6 +259,47 @@ async fn a_workload_certificate_opens_nothing_at_the_ca() {
 }
 
 #[tokio::test]
+async fn the_root_is_replaced_without_a_node_joining_again() {
+    let (ca, state, other) = (Running::start().await, private_dir(), private_dir());
+    let agent = ca.agent("a", state.path(), Some(&ca.token("a")));
+    let web = identity("shop", "web");
+    let before = ask(&agent, &web).await.unwrap();
+    super::super::LocalCa::open(other.path(), TRUST_DOMAIN).unwrap();
+    let new = |file: &str| other.path().join("ca").join(file);
+    let restart = async |ca: Running| {
+        let (dir, address) = ca.stop().await;
+        Running::start_in(dir, address, Arc::new(SystemClock)).await
+    };
+
+    // 1. The new root is trusted, the old one signs.
+    let file = |ca: &Running, name: &str| ca.dir.path().join("ca").join(name);
+    fs::copy(new("root.crt"), file(&ca, "extra-roots.crt")).unwrap();
+    let ca = restart(ca).await;
+    let both = ask(&agent, &web).await.unwrap();
+    assert_eq!(both.trust.roots().count(), 2);
+    let by = |issued: &super::super::Issued, root: &super::super::Issued| {
+        let (leaf, rest) = issued.credential.chain().split_first().unwrap();
+        super::super::chain::verify(leaf, rest, &root.trust, SystemTime::now(), super::super::chain::Usage::Client)
+    };
+    by(&both, &before).unwrap();
+
+    // 2. The new root signs, the old one is trusted; the node's certificate is of the old one.
+    fs::copy(file(&ca, "root.crt"), file(&ca, "extra-roots.crt")).unwrap();
+    fs::copy(new("root.crt"), file(&ca, "root.crt")).unwrap();
+    fs::copy(new("root.key"), file(&ca, "root.key")).unwrap();
+    let ca = restart(ca).await;
+    let after = ask(&agent, &web).await.unwrap();
+    assert!(by(&after, &before).is_err(), "signed by the new root");
+    by(&after, &both).unwrap();
+    by(&before, &after).unwrap();
+
+    // 3. The old root is gone, and with it the node's certificate if it was not renewed.
+    fs::remove_file(file(&ca, "extra-roots.crt")).unwrap();
+    let _ca = restart(ca).await;
+    assert!(ask(&agent, &web).await.is_err());
+}
+
+#[tokio::test]
 async fn a_node_certificate_is_renewed_at_half_life_and_a_lost_one_needs_a_token() {
     let clock = TestClock::new();
     let as_clock = || Arc::clone(&clock) as Arc<dyn Clock>;
