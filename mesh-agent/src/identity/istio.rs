@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_request_has_the_bytes_of_istios_protobuf() {
-        // csr = 1 (len), validity_duration = 3 (varint), metadata = 4 { fields = 1 { key = 1, value = 2 { string = 3 } } }
+        // csr = 1, validity_duration = 3, metadata = 4 { fields = 1 { key = 1, value = 2 { string = 3 } } }
         let bytes = CertificateRequest::new("c", 5, Some("x")).encode_to_vec();
         let name = b"ImpersonatedIdentity";
         let mut expected = vec![0x0a, 1, b'c', 0x18, 5, 0x22, 29, 0x0a, 27, 0x0a, 20];
