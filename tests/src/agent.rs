@@ -49,8 +49,8 @@ pub struct AgentOptions {
     pub objects: PathBuf,
     /// Where its certificates come from.
     pub ca: CaSource,
-    /// Further arguments of `run`.
-    pub extra: Vec<String>,
+    /// Options of `run` besides the harness's own, or instead of them.
+    pub instead: Vec<(String, String)>,
 }
 
 /// One node's agent.
@@ -71,20 +71,30 @@ impl Agent {
         let state = node.folder().join("state");
         fs::create_dir_all(&state)?;
         let instance = instance(node);
-        let mut command = Command::new(programs::agent()?);
-        command.args(["run", "--node", node.name(), "--instance", &instance, "--trust-domain", TRUST_DOMAIN]);
-        command.arg("--source").arg(format!("dir:{}", options.objects.display()));
-        command.arg("--cgroup").arg(node.cgroup()).arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(&state);
-        command.args(["--metrics", &METRICS.to_string(), "--log-format", "text"]);
+        let path = |path: &Path| path.display().to_string();
+        let mut arguments = vec![
+            ("--node", node.name().to_owned()),
+            ("--instance", instance.clone()),
+            ("--source", format!("dir:{}", path(&options.objects))),
+            ("--cgroup", path(node.cgroup())),
+            ("--bpffs", path(node.bpffs())),
+            ("--state-dir", path(&state)),
+            ("--trust-domain", TRUST_DOMAIN.to_owned()),
+            ("--metrics", METRICS.to_string()),
+            ("--log-format", "text".to_owned()),
+        ];
         match &options.ca {
-            CaSource::Local => command.args(["--ca", "local"]),
-            CaSource::Grpc { address, root, token } => command
-                .args(["--ca", &format!("grpc://{address}"), "--ca-root"])
-                .arg(root)
-                .arg("--join-token-file")
-                .arg(token),
-        };
-        command.args(&options.extra).env_remove("RUST_LOG");
+            CaSource::Local => arguments.push(("--ca", "local".to_owned())),
+            CaSource::Grpc { address, root, token } => arguments.extend([
+                ("--ca", format!("grpc://{address}")),
+                ("--ca-root", path(root)),
+                ("--join-token-file", path(token)),
+            ]),
+        }
+        arguments.retain(|(name, _)| options.instead.iter().all(|(other, _)| other != name));
+        arguments.extend(options.instead.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        let mut command = Command::new(programs::agent()?);
+        command.arg("run").args(arguments.iter().flat_map(|(name, value)| [*name, value])).env_remove("RUST_LOG");
         let process = node.spawn("agent", command)?;
         Ok(Self { process, options, instance, state })
     }

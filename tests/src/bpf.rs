@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -46,6 +46,20 @@ pub fn attached_to_netns(netns: &impl AsFd) -> Result<u32> {
 /// Types of maps whose keys are entries and not places: `BPF_MAP_TYPE_{HASH,PERCPU_HASH,LRU_HASH,LPM_TRIE,SOCKHASH}`.
 const KEYED: [u32; 5] = [1, 5, 9, 11, 18];
 
+/// What the kernel itself puts into every bpffs.
+const NOT_PINS: [&str; 2] = ["maps.debug", "progs.debug"];
+
+/// The pins, and folders of pins, in a folder of a bpffs.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn pins(folder: &Path) -> Result<Vec<DirEntry>> {
+    let entries = folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))?;
+    let entries: std::io::Result<Vec<DirEntry>> = entries.collect();
+    let is_pin = |entry: &DirEntry| !NOT_PINS.iter().any(|name| entry.file_name() == *name);
+    Ok(entries?.into_iter().filter(is_pin).collect())
+}
+
 /// How many entries each map with keys has that is pinned anywhere below `folder`, by file name.
 ///
 /// # Errors
@@ -54,8 +68,7 @@ pub fn map_entries(folder: &Path) -> Result<BTreeMap<String, usize>> {
     let mut entries = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
-            let entry = entry?;
+        for entry in pins(&folder)? {
             if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
             } else if let Some(count) = count_entries(&entry.path())? {

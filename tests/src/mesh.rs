@@ -147,7 +147,7 @@ impl Mesh {
     /// When one of them is not ready in time.
     pub fn start(&mut self) -> Result<()> {
         for side in Side::BOTH {
-            self.start_agent(side, &[])?;
+            self.start_agent(side)?;
         }
         Side::BOTH.into_iter().try_for_each(|side| self.ready(side))
     }
@@ -156,15 +156,14 @@ impl Mesh {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_agent(&mut self, side: Side, extra: &[&str]) -> Result<()> {
+    pub fn start_agent(&mut self, side: Side) -> Result<()> {
         let node = self.topology.node(side);
         let ca = match &mut self.ca {
             Some(ca) => ca,
             none => none.insert(Ca::start(self.topology.node(Side::A), self.objects.folder())?),
         };
         let source = CaSource::Grpc { address: ca.address(), root: ca.root(), token: ca.token(node)? };
-        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
-        let options = AgentOptions { objects: self.objects.folder().to_owned(), ca: source, extra };
+        let options = AgentOptions { objects: self.objects.folder().to_owned(), ca: source, instead: Vec::new() };
         self.run_agent(side, options)
     }
 

@@ -4,7 +4,6 @@
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -210,10 +209,6 @@ fn network(pod: &Workload) -> Result<String> {
     Ok(text)
 }
 
-fn is_empty(folder: &Path) -> Result<bool> {
-    Ok(folder.read_dir()?.next().is_none())
-}
-
 #[test]
 fn uninstalling_leaves_the_node_as_it_was_found() -> Result<()> {
     scenario(|mesh| {
@@ -227,7 +222,8 @@ fn uninstalling_leaves_the_node_as_it_was_found() -> Result<()> {
         mesh.captured(&server)?;
         travels(mesh, &client, SocketAddr::new(server.ip(), 7000), "mutual_tls")?;
         let node = mesh.node(Side::A);
-        ensure!(bpf::attached_to_cgroup(node.cgroup())? > 0 && !is_empty(node.bpffs())?, "nothing was attached");
+        ensure!(bpf::attached_to_cgroup(node.cgroup())? > 0, "nothing was attached");
+        ensure!(!bpf::pins(node.bpffs())?.is_empty(), "nothing was pinned");
         ensure!(bpf::attached_to_netns(client.netns())? > 0, "nothing was attached to the pod");
 
         mesh.take_agent(Side::A)?.stop()?;
@@ -235,7 +231,8 @@ fn uninstalling_leaves_the_node_as_it_was_found() -> Result<()> {
         Agent::uninstall(node)?;
         ensure!(bpf::attached_to_cgroup(node.cgroup())? == 0, "programs are still attached to the cgroup");
         ensure!(bpf::attached_to_netns(client.netns())? == 0, "programs are still attached to the pod");
-        ensure!(is_empty(node.bpffs())?, "pins are left");
+        let pins = bpf::pins(node.bpffs())?;
+        ensure!(pins.is_empty(), "pins are left: {pins:?}");
         let after = network(&client)?;
         ensure!(after == before, "before:\n{before}\nafter:\n{after}");
         Ok(())

@@ -105,12 +105,21 @@ fn a_join_token_works_once() -> Result<()> {
 }
 
 #[test]
-fn check_passes_here_and_says_what_it_looked_at() -> Result<()> {
-    let output = Command::new(programs::agent()?).arg("check").output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    for word in ["kernel", "cgroup", "BTF"] {
-        ensure!(said.contains(word), "{word} not in:\n{said}");
-    }
-    Ok(())
+fn check_says_what_it_looked_at_and_what_to_do() -> Result<()> {
+    scenario(|mesh| {
+        let node = mesh.node(Side::A);
+        let check = |bpffs: &std::path::Path| {
+            let mut command = Command::new(programs::agent()?);
+            let output = command.arg("check").arg("--bpffs").arg(bpffs).output()?;
+            Ok::<_, anyhow::Error>((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+        };
+        let (well, said) = check(node.bpffs())?;
+        ensure!(well, "{said}");
+        for word in ["kernel", "cgroup", "btf", "CAP_BPF"] {
+            ensure!(said.contains(word), "{word} not in:\n{said}");
+        }
+        let (well, said) = check(node.folder())?;
+        ensure!(!well && said.contains("mount -t bpf"), "{said}");
+        Ok(())
+    })
 }

@@ -108,6 +108,7 @@ fn a_reset_arrives_as_a_reset() -> Result<()> {
 #[test]
 fn a_dead_port_is_refused_and_never_looks_alive() -> Result<()> {
     scenario(|mesh| {
+        mesh.expect_complaint("selects no pod");
         let (client, server) = mesh.shop()?;
         let dead_port = mesh.service("shop/server", 81, 7999)?;
         let nobody = mesh.service("shop/nobody", 82, 7999)?;

@@ -30,7 +30,9 @@ pub fn probe(options: &Options) -> Result<()> {
         }
     };
     let connected = millis(began);
-    let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
+    // A connection that was reset already has no peer any more; the read tells.
+    let address = |address: io::Result<SocketAddr>| address.map(|a| canonical(a).to_string()).unwrap_or_default();
+    let (own, peer) = (address(stream.local_addr()), address(stream.peer_addr()));
     stream.set_read_timeout(Some(within))?;
     if let Some(text) = options.all("say").next() {
         // What became of it shows in the read.
@@ -53,8 +55,8 @@ pub fn probe(options: &Options) -> Result<()> {
         "read": read,
         "read_ms": millis(began),
         "text": text,
-        "own": canonical(own).to_string(),
-        "peer": canonical(peer).to_string(),
+        "own": own,
+        "peer": peer,
     }));
     // `--hold-ms N`: stays connected so that the test can change the world around it, then reads again.
     let hold = options.millis("hold-ms", 0)?;
