@@ -3,6 +3,9 @@
 //! Built by `control`, swapped whole by generation. It never changes after it is published, so two look-ups
 //! in one snapshot always agree.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

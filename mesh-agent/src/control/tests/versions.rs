@@ -208,3 +208,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_documented_examples_are_read_without_a_mistake() {
+    let text = include_str!("../../../../docs/configuration.md");
+    let examples: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(examples.len(), 3);
+    let objects = after(&[("all.yaml", &examples.join("---\n"))]).objects();
+    check_problems(&objects, &[]);
+    assert_eq!((objects.policies.len(), objects.peers.len(), objects.captures.len()), (1, 1, 1));
+}
