@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::pods::PodReport;
+use super::stage::PodReport;
 use crate::capture::Kernel;
 use crate::identity::{CertState, CertStore};
 use crate::snapshot::SnapshotStore;

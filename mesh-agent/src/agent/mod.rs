@@ -4,6 +4,7 @@
 mod metrics;
 mod pods;
 mod refusals;
+mod stage;
 mod status;
 
 use std::collections::BTreeSet;

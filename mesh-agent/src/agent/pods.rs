@@ -13,17 +13,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::capture::{EnrolledPod, Kernel, NotCaptured, PlainConnection};
+use super::stage::{Member, PodReport, Rules, Stage, generation, published};
+
+use crate::capture::{EnrolledPod, Kernel, NotCaptured};
 use crate::control::{ControlError, Published};
 use crate::identity::CertStore;
-use crate::model::identity::{Identity, PeerIdentity};
-use crate::model::policy::Policy;
-use crate::model::workload::{Captured, PeerModes, Workload, WorkloadUid};
-use crate::policy::{Flow, authorize};
+use crate::model::identity::Identity;
+use crate::model::workload::{Captured, Workload, WorkloadUid};
 use crate::proxy::{PodHandle, PodListeners, Proxy};
 use crate::snapshot::Snapshot;
 
@@ -48,48 +48,6 @@ pub(super) struct Parts {
 
 /// Tells the other agents what is captured on this node: all of it, each time.
 pub(super) type Publish = Box<dyn Fn(&[Published]) -> Result<(), ControlError> + Send>;
-
-/// Where one pod stands, for status and metrics.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PodReport {
-    /// The pod.
-    pub workload: Arc<Workload>,
-    /// `joining`, `captured`, `leaving`, `draining` or `failed`.
-    pub stage: &'static str,
-    /// For `failed`: the word of [`NotCaptured`]; else empty.
-    pub reason: &'static str,
-    /// For `failed`: the sentence; else empty.
-    pub detail: Arc<str>,
-}
-
-enum Stage {
-    Failed { why: NotCaptured, again: Instant },
-    Joining(Member),
-    Captured(Member),
-    Leaving { member: Member, until: Instant },
-    Draining(Member),
-}
-
-struct Member {
-    pod: Arc<EnrolledPod>,
-    handle: PodHandle,
-    captured: Captured,
-    lenient_until: Option<Instant>,
-    rules: Rules,
-}
-
-/// What the plaintext connections of a pod were last judged by.
-#[derive(PartialEq)]
-struct Rules {
-    peer_mode: PeerModes,
-    policies: Vec<Arc<Policy>>,
-}
-
-impl Rules {
-    fn of(workload: &Workload, snapshot: &Snapshot) -> Self {
-        Self { peer_mode: workload.peer_mode.clone(), policies: snapshot.policies_for(&workload.uid).to_vec() }
-    }
-}
 
 /// The pods of this node and how far each has come.
 pub(super) struct Pods {
@@ -270,7 +228,7 @@ impl Pods {
     fn step(&self, workload: &Workload, stage: Stage, now: Instant) -> Option<Stage> {
         match stage {
             Stage::Joining(mut member) => {
-                end_leniency(&mut member, now);
+                member.end_leniency(now);
                 if self.parts.certificates.current(&workload.identity).is_none() {
                     return Some(Stage::Joining(member));
                 }
@@ -282,7 +240,7 @@ impl Pods {
                 Some(Stage::Captured(member))
             }
             Stage::Captured(mut member) => {
-                end_leniency(&mut member, now);
+                member.end_leniency(now);
                 Some(Stage::Captured(member))
             }
             Stage::Leaving { member, until } if until <= now => {
@@ -334,35 +292,11 @@ impl Pods {
         }
     }
 
-    /// Ends the plaintext connections that newer rules forbid. Those of the agent are its proxy's to end.
+    /// Judges the plaintext connections of pods whose rules have changed.
     fn judge_again(&mut self, snapshot: &Snapshot) {
         for (workload, stage) in self.stages.values_mut() {
-            let Stage::Captured(member) = stage else { continue };
-            let rules = Rules::of(workload, snapshot);
-            if member.rules == rules {
-                continue;
-            }
-            let may_stay = |connection: PlainConnection| {
-                let port = connection.local.port();
-                let flow = Flow {
-                    destination: Arc::clone(&workload.uid),
-                    port,
-                    peer: PeerIdentity::Unknown,
-                    source_ip: connection.peer.ip(),
-                };
-                workload.exclusions.inbound_ports.contains(&port) || authorize(snapshot, flow).is_ok()
-            };
-            match member.pod.end_plaintext(may_stay) {
-                Ok(ended) => {
-                    member.rules = rules;
-                    for connection in ended {
-                        let (pod, peer, local) = (workload.display_name(), connection.peer, connection.local);
-                        tracing::info!(%pod, %peer, %local, outcome = "revoked", "plaintext connection ended: no rule allows it now");
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(pod = %workload.display_name(), %error, "plaintext connections were not judged again");
-                }
+            if let Stage::Captured(member) = stage {
+                member.judge_again(workload, snapshot);
             }
         }
     }
@@ -381,17 +315,7 @@ impl Pods {
 
     /// Where every pod stands.
     pub(super) fn report(&self) -> Vec<PodReport> {
-        let report = |(workload, stage): &(Arc<Workload>, Stage)| {
-            let (stage, reason, detail) = match stage {
-                Stage::Failed { why, .. } => ("failed", why.as_str(), why.to_string().into()),
-                Stage::Joining(_) => ("joining", "", "".into()),
-                Stage::Captured(_) => ("captured", "", "".into()),
-                Stage::Leaving { .. } => ("leaving", "", "".into()),
-                Stage::Draining(_) => ("draining", "", "".into()),
-            };
-            PodReport { workload: Arc::clone(workload), stage, reason, detail }
-        };
-        self.stages.values().map(report).collect()
+        self.stages.values().map(|(workload, stage)| stage.report(workload)).collect()
     }
 
     /// Takes every pod out, for an uninstall: published first, then hooks, then what is inside the pods.
@@ -417,21 +341,4 @@ impl Pods {
             let _ = member.pod.remove_routes();
         }
     }
-}
-
-fn published(workload: &Workload, captured: Captured) -> Published {
-    Published { uid: Arc::clone(&workload.uid), name: workload.display_name(), captured }
-}
-
-fn end_leniency(member: &mut Member, now: Instant) {
-    if member.lenient_until.is_some_and(|until| until <= now) {
-        member.lenient_until = None;
-        member.pod.end_leniency();
-    }
-}
-
-/// Grows over restarts of the agent, without a file: milliseconds since 1970.
-fn generation() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::metrics::Board;
-use super::pods::PodReport;
+use super::stage::PodReport;
 use crate::admin::status::{IdentityStatus, PodStatus, SnapshotStatus, Status};
 use crate::config::Config;
 use crate::identity::{CertState, CertStatus};

@@ -1,0 +1,122 @@
+//! How far one pod has come, and what it is judged by on the way.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crate::capture::{EnrolledPod, NotCaptured, PlainConnection};
+use crate::control::Published;
+use crate::model::identity::PeerIdentity;
+use crate::model::policy::Policy;
+use crate::model::workload::{Captured, PeerModes, Workload};
+use crate::policy::{Flow, authorize};
+use crate::proxy::PodHandle;
+use crate::snapshot::Snapshot;
+
+/// Where one pod stands, for status and metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodReport {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// `joining`, `captured`, `leaving`, `draining` or `failed`.
+    pub stage: &'static str,
+    /// For `failed`: the word of [`NotCaptured`]; else empty.
+    pub reason: &'static str,
+    /// For `failed`: the sentence; else empty.
+    pub detail: Arc<str>,
+}
+
+pub(super) enum Stage {
+    Failed { why: NotCaptured, again: Instant },
+    Joining(Member),
+    Captured(Member),
+    Leaving { member: Member, until: Instant },
+    Draining(Member),
+}
+
+pub(super) struct Member {
+    pub(super) pod: Arc<EnrolledPod>,
+    pub(super) handle: PodHandle,
+    pub(super) captured: Captured,
+    pub(super) lenient_until: Option<Instant>,
+    pub(super) rules: Rules,
+}
+
+/// What the plaintext connections of a pod were last judged by.
+#[derive(PartialEq)]
+pub(super) struct Rules {
+    pub(super) peer_mode: PeerModes,
+    pub(super) policies: Vec<Arc<Policy>>,
+}
+
+impl Rules {
+    pub(super) fn of(workload: &Workload, snapshot: &Snapshot) -> Self {
+        Self { peer_mode: workload.peer_mode.clone(), policies: snapshot.policies_for(&workload.uid).to_vec() }
+    }
+}
+
+impl Stage {
+    /// For status and metrics.
+    pub(super) fn report(&self, workload: &Arc<Workload>) -> PodReport {
+        let (stage, reason, detail) = match self {
+            Self::Failed { why, .. } => ("failed", why.as_str(), why.to_string().into()),
+            Self::Joining(_) => ("joining", "", "".into()),
+            Self::Captured(_) => ("captured", "", "".into()),
+            Self::Leaving { .. } => ("leaving", "", "".into()),
+            Self::Draining(_) => ("draining", "", "".into()),
+        };
+        PodReport { workload: Arc::clone(workload), stage, reason, detail }
+    }
+}
+
+impl Member {
+    /// Ends the time in which plaintext passes although the pod is strict, once it is over.
+    pub(super) fn end_leniency(&mut self, now: Instant) {
+        if self.lenient_until.is_some_and(|until| until <= now) {
+            self.lenient_until = None;
+            self.pod.end_leniency();
+        }
+    }
+
+    /// Ends the plaintext connections that newer rules forbid. Those of the agent are its proxy's to end.
+    pub(super) fn judge_again(&mut self, workload: &Workload, snapshot: &Snapshot) {
+        let rules = Rules::of(workload, snapshot);
+        if self.rules == rules {
+            return;
+        }
+        match self.pod.end_plaintext(|connection| may_stay(workload, snapshot, connection)) {
+            Ok(ended) => {
+                self.rules = rules;
+                for PlainConnection { local, peer } in ended {
+                    let pod = workload.display_name();
+                    tracing::info!(%pod, %peer, %local, outcome = "revoked", "plaintext connection ended by newer rules");
+                }
+            }
+            Err(error) => {
+                let pod = workload.display_name();
+                tracing::error!(%pod, %error, "plaintext connections could not be judged again");
+            }
+        }
+    }
+}
+
+fn may_stay(workload: &Workload, snapshot: &Snapshot, connection: PlainConnection) -> bool {
+    let port = connection.local.port();
+    let flow = Flow {
+        destination: Arc::clone(&workload.uid),
+        port,
+        peer: PeerIdentity::Unknown,
+        source_ip: connection.peer.ip(),
+    };
+    workload.exclusions.inbound_ports.contains(&port) || authorize(snapshot, flow).is_ok()
+}
+
+/// What is told of a pod.
+pub(super) fn published(workload: &Workload, captured: Captured) -> Published {
+    Published { uid: Arc::clone(&workload.uid), name: workload.display_name(), captured }
+}
+
+/// Grows over restarts of the agent, without a file: milliseconds since 1970.
+pub(super) fn generation() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,197 @@
+//! A node whose agent is the test process.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use mesh_agent::capture::{EnrolledPod, Kernel, KernelConfig, PodSockets, uninstall};
+use mesh_agent::model::addr::EndpointAddr;
+use mesh_agent::model::identity::Identity;
+use mesh_agent::model::service::{Endpoint, ServicePort};
+use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerMode, PeerModes, Workload};
+use mesh_agent::proxy::pod_net::PodNet;
+use mesh_agent::snapshot::{Snapshot, SnapshotParts};
+use mesh_common::counter::Counter;
+use mesh_tests::pod::Pod;
+use mesh_tests::topology::{Side, Topology};
+use mesh_tests::{bpf, leftovers, wait};
+use serde_json::Value;
+
+pub const SOON: Duration = Duration::from_secs(10);
+/// A captured pod elsewhere, and the Service before it.
+pub const REMOTE: [&str; 2] = ["10.99.0.9", "fd99::9"];
+pub const VIP: &str = "10.96.7.7";
+pub const EMPTY_VIP: &str = "10.96.7.8";
+
+/// A node whose agent is this process.
+pub struct Bench {
+    pub kernel: Kernel,
+    pub config: KernelConfig,
+    pub topology: Topology,
+    pub workloads: Vec<Arc<Workload>>,
+    pub generation: u64,
+}
+
+impl Bench {
+    pub fn new() -> Result<Self> {
+        let topology = Topology::two_nodes()?;
+        let node = topology.node(Side::A);
+        let config = KernelConfig {
+            instance: "kernel".into(),
+            cgroup: node.cgroup().to_owned(),
+            bpffs: node.bpffs().to_owned(),
+        };
+        let kernel = Kernel::start(config.clone())?;
+        Ok(Self { kernel, config, topology, workloads: Vec::new(), generation: 0 })
+    }
+
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        self.topology.node(Side::A).pod(name)
+    }
+
+    pub fn enrol(&mut self, workload: Workload) -> Result<(Arc<EnrolledPod>, PodSockets)> {
+        let workload = Arc::new(workload);
+        let enrolled = self.kernel.enrol(&workload, false, false)?;
+        self.kernel.set_captures(&enrolled.0, true)?;
+        self.workloads.push(workload);
+        self.sync()?;
+        Ok(enrolled)
+    }
+
+    pub fn sync(&mut self) -> Result<()> {
+        self.generation += 1;
+        let remote =
+            Workload { captured: Some(Captured { generation: 1, wire: vec![] }), ..workload("remote", &REMOTE) };
+        let workloads = self.workloads.iter().cloned().chain([Arc::new(remote)]).collect();
+        let fallback = self.workloads.last().map(|workload| SocketAddr::new(workload.ips[0], 8080));
+        let services = [(VIP, fallback), (EMPTY_VIP, None)].map(|(vip, to)| Arc::new(service(vip, to)));
+        let parts =
+            SnapshotParts { node: "a".into(), workloads, services: services.to_vec(), ..SnapshotParts::default() };
+        Ok(self.kernel.sync(&Snapshot::new(self.generation, parts))?)
+    }
+
+    pub fn pins(&self) -> std::path::PathBuf {
+        self.config.bpffs.join(&self.config.instance)
+    }
+
+    pub fn count(&self, counter: Counter) -> u64 {
+        self.kernel.counters()[counter as usize].1
+    }
+
+    pub fn finish(&self) -> Result<()> {
+        for workload in &self.workloads {
+            if let Some(pod) = self.kernel.release(&workload.uid) {
+                // The pod is gone by now, and its netns with it.
+                let _ = pod.remove_routes();
+            }
+        }
+        self.kernel.leave_cgroup();
+        uninstall(&self.config)?;
+        assert_eq!(bpf::attached_to_cgroup(&self.config.cgroup)?, 0, "programs stayed on the cgroup");
+        Ok(())
+    }
+}
+
+/// Runs `story` on a new node, then checks that nothing of it is left.
+pub fn node(story: impl FnOnce(&mut Bench) -> Result<()>) -> Result<()> {
+    let mut bench = Bench::new()?;
+    story(&mut bench)?;
+    bench.finish()?;
+    drop(bench);
+    leftovers::nothing_left()
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // The topology ends whatever is left in its cgroups: not the test itself.
+        self.kernel.leave_cgroup();
+    }
+}
+
+pub fn workload(name: &str, ips: &[&str]) -> Workload {
+    Workload {
+        uid: name.into(),
+        namespace: "test".into(),
+        name: name.into(),
+        app: name.into(),
+        node: "a".into(),
+        zone: "".into(),
+        labels: BTreeMap::new(),
+        identity: Identity::new("cluster.local", "test", name).expect("a name"),
+        ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
+        host_network: false,
+        ports: Vec::new(),
+        enrolment: Enrolment::Enrolled,
+        captured: None,
+        peer_mode: PeerModes::default(),
+        exclusions: Exclusions::default(),
+        netns: None,
+        terminating: false,
+    }
+}
+
+pub fn workload_of(pod: &Pod, mode: PeerMode) -> Workload {
+    let mut workload = workload(pod.name(), &[]);
+    workload.ips = pod.ips().to_vec();
+    workload.netns = Some(pod.netns().path());
+    workload.peer_mode.default = mode;
+    workload
+}
+
+pub fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {
+    let endpoint = |addr| Endpoint {
+        addr: EndpointAddr::new(addr),
+        workload: None,
+        node: "a".into(),
+        zones: vec![],
+        nodes: vec![],
+        zone: "".into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+    };
+    ServicePort {
+        namespace: "test".into(),
+        name: vip.into(),
+        port_name: "".into(),
+        port: 80,
+        app_protocol: None,
+        vips: vec![vip.parse().expect("an address")],
+        affinity: None,
+        local_only: false,
+        prefer_zone: false,
+        endpoints: to.map(endpoint).into_iter().collect(),
+    }
+}
+
+pub fn accept(listener: &TcpListener) -> Result<TcpStream> {
+    let stream = wait::until("a connection is accepted", SOON, || Ok(listener.accept()?.0))?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(SOON))?;
+    Ok(stream)
+}
+
+pub fn probe(pod: &Pod, to: SocketAddr) -> Result<Value> {
+    pod.ask("probe", to, &["--within-ms", "5000"], SOON)
+}
+
+/// What became of a connection: the error of `connect`, or what the first read saw.
+pub fn outcome(answer: &Value) -> &str {
+    let text = |field: &str| answer[field].as_str().unwrap_or_default();
+    if text("connect") == "ok" { text("read") } else { text("connect") }
+}
+
+pub fn refused(pod: &Pod, to: SocketAddr) -> Result<()> {
+    let answer = probe(pod, to)?;
+    ensure!(outcome(&answer) == "ConnectionRefused", "{} to {to} is not refused: {answer}", pod.name());
+    Ok(())
+}
+
+pub fn served(pod: &Pod, to: SocketAddr) -> Result<Value> {
+    let answer = probe(pod, to)?;
+    ensure!(outcome(&answer) == "data", "{} to {to} is not served: {answer}", pod.name());
+    Ok(answer)
+}
