@@ -88,7 +88,7 @@ impl Member {
                 self.rules = rules;
                 for PlainConnection { local, peer } in ended {
                     let pod = workload.display_name();
-                    tracing::info!(%pod, %peer, %local, outcome = "revoked", "plaintext connection ended by newer rules");
+                    tracing::info!(%pod, %peer, %local, outcome = "revoked", "plaintext connection ended");
                 }
             }
             Err(error) => {

@@ -1,7 +1,6 @@
 //! A node whose agent is the test process.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,6 @@ use mesh_agent::model::addr::EndpointAddr;
 use mesh_agent::model::identity::Identity;
 use mesh_agent::model::service::{Endpoint, ServicePort};
 use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerMode, PeerModes, Workload};
-use mesh_agent::proxy::pod_net::PodNet;
 use mesh_agent::snapshot::{Snapshot, SnapshotParts};
 use mesh_common::counter::Counter;
 use mesh_tests::pod::Pod;
