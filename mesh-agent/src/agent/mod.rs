@@ -90,9 +90,10 @@ async fn serve(config: Config, kernel: Arc<Kernel>) -> Result<()> {
     let rotator = Rotator::new(Arc::clone(&certificates), ca_client(&config)?, RotatorSettings::default());
     tokio::spawn(rotator.run(wanted.subscribe()));
 
+    let balancer = Arc::new(Balancer::new());
     let proxy = Arc::new(Proxy::new(Deps {
         snapshots: Arc::clone(&snapshots),
-        balancer: Arc::new(Balancer::new()),
+        balancer: Arc::clone(&balancer),
         tls: Arc::new(Tls::new(Arc::clone(&certificates))),
         telemetry: Arc::clone(&telemetry),
         limits: Limits::default(),
@@ -109,7 +110,7 @@ async fn serve(config: Config, kernel: Arc<Kernel>) -> Result<()> {
         Arc::clone(&snapshots),
         Arc::clone(&telemetry),
     ));
-    tokio::spawn(sweep(Arc::clone(&telemetry), Arc::clone(&snapshots)));
+    tokio::spawn(sweep(Arc::clone(&telemetry), balancer, Arc::clone(&snapshots)));
     let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
 
     let parts = Parts {
@@ -175,11 +176,14 @@ fn publisher(config: &Config) -> pods::Publish {
     Box::new(move |pods| publish_captured(&dir, &node, pods))
 }
 
-async fn sweep(telemetry: Arc<Telemetry>, snapshots: Arc<SnapshotStore>) {
+/// Forgets what is remembered of workloads and endpoints that are gone.
+async fn sweep(telemetry: Arc<Telemetry>, balancer: Arc<Balancer>, snapshots: Arc<SnapshotStore>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
-        telemetry.sweep(&snapshots.load());
+        let snapshot = snapshots.load();
+        telemetry.sweep(&snapshot);
+        balancer.retain(snapshot.services());
     }
 }
 

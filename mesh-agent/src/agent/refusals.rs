@@ -45,8 +45,8 @@ fn write(refusal: &Refusal, kernel: &Kernel, snapshots: &SnapshotStore, telemetr
         _ => (Outcome::Internal, refusal.exit.as_str()),
     };
     let rule = workload.filter(|_| outcome == Outcome::PlaintextRefused).map(|workload| {
-        let source = &workload.peer_mode.source;
-        if source.is_empty() { "<peer-mode>".into() } else { Arc::clone(source) }
+        let source = workload.peer_mode.source(refusal.local.port());
+        if source.is_empty() { crate::policy::PEER_MODE.into() } else { Arc::clone(source) }
     });
     record.record(Ending { outcome, rule, reason: reason.to_owned() });
 }
