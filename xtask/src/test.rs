@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use mesh_tests::{interrupt, leftovers};
 
 use crate::{compile, setup, shell};
 
@@ -69,6 +70,8 @@ struct Tally {
 /// Runs the suites; any failure is an error after the last line.
 pub fn run(args: &[String]) -> Result<()> {
     let options = parse(args)?;
+    // Ctrl-C ends the suites, which get it too, and then this task, which takes away what they leave.
+    interrupt::catch()?;
     let mut tally = Tally::default();
     let needs_programs = options.suites != [Suite::Unit];
     let obstacle = if needs_programs { obstacle() } else { None };
@@ -88,6 +91,7 @@ pub fn run(args: &[String]) -> Result<()> {
             }
             _ => run_suite(*suite, &options, &mut tally)?,
         }
+        interrupt::check()?;
     }
     let skipped = if tally.skipped == 0 { String::new() } else { format!(", {} skipped", tally.skipped) };
     println!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
@@ -147,6 +151,11 @@ fn count(suite: Suite) -> Result<u64> {
 }
 
 fn run_suite(suite: Suite, options: &Options, tally: &mut Tally) -> Result<()> {
+    if suite != Suite::Unit {
+        for leftover in leftovers::sweep()? {
+            eprintln!("{}: removed what an earlier run that was killed had left: {leftover:?}", suite.name());
+        }
+    }
     let Some(mut command) = cargo_test(suite)? else {
         eprintln!("{}: no tests yet", suite.name());
         return Ok(());
@@ -169,8 +178,16 @@ fn run_suite(suite: Suite, options: &Options, tally: &mut Tally) -> Result<()> {
         println!("{line}");
         tally.add(&line);
     }
+    let status = child.wait()?;
+    if suite != Suite::Unit {
+        let left = leftovers::sweep()?;
+        if !left.is_empty() {
+            eprintln!("{}: left behind and now removed: {left:?}", suite.name());
+            tally.failed += 1;
+        }
+    }
     // A binary that dies prints no result of its own.
-    if !child.wait()?.success() && tally.failed == before {
+    if !status.success() && tally.failed == before {
         tally.failed += 1;
     }
     Ok(())
