@@ -5,6 +5,7 @@
 // Tests may panic: that is how they fail.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
 
+mod bench;
 mod check;
 mod compile;
 mod demo;
@@ -19,6 +20,8 @@ const USAGE: &str = "\
 cargo xtask TASK
 
   demo             a mesh of two nodes, shown from its wire to its metrics  [--keep]
+  bench            direct against meshed on the same two nodes  [--rounds N] [--seconds N] [--quick]
+                   [--peer NAME --up COMMAND --down COMMAND]: another proxy pair on the same topology
   setup            install what building the programs and running the suites needs
   test             unit, agent, kernel and mesh suites  [--long] [unit|kernel|mesh]... [-- TEST-ARGS]
   check            rustfmt, clippy, tidy, cargo-deny, rustdoc
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     };
     let done = match task.as_str() {
         "demo" => demo::run(rest),
+        "bench" => bench::run(rest),
         "setup" => setup::run(rest),
         "test" => test::run(rest),
         "check" => check::run(rest),

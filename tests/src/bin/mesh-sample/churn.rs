@@ -189,6 +189,38 @@ pub fn say(options: &Options) -> Result<()> {
     counts.print(began)
 }
 
+/// Connects `--count` times, one after the other, and times the first byte of a server that speaks first.
+pub fn greet(options: &Options) -> Result<()> {
+    let to = options.target()?;
+    let count: usize = options.required("count")?;
+    let mut micros = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = Instant::now();
+        connect(to)?.read_exact(&mut [0])?;
+        micros.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    micros.sort_by(f64::total_cmp);
+    let at = |part: usize| micros.get(count * part / 100).copied().unwrap_or_default();
+    print_line(&json!({ "count": count, "p50_us": at(50), "p99_us": at(99) }));
+    Ok(())
+}
+
+/// Opens `--count` connections, uses each once, says so and keeps them open until it is killed.
+pub fn hold(options: &Options) -> Result<()> {
+    let to = options.target()?;
+    let count: usize = options.required("count")?;
+    let mut open = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut stream = connect(to)?;
+        ping(&mut stream)?;
+        open.push(stream);
+    }
+    print_line(&json!({ "open": open.len() }));
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Opens `--count` connections, uses each, then closes all of them.
 pub fn burst(options: &Options) -> Result<()> {
     let to = options.target()?;

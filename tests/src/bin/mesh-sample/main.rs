@@ -34,6 +34,8 @@ clients (--to IP:PORT)
   churn       --count N --parallel N [--per-second N] --to may be a list: short connections, closed by the client
   burst       --count N: all open at once, then all closed
   chat        --every-ms N --count N: one connection, a line to and fro at a steady pace
+  greet       --count N: times the first byte of a server that speaks first
+  hold        --count N: opens connections to an echo server and keeps them until it is killed
   say         --lines-file FILE --connections N: sends each line and wants it back
   shout       --count N --parallel N --bytes N: connect, write, close
   transfer    --bytes N: sends and checks N bytes at once
@@ -74,6 +76,8 @@ fn run() -> Result<()> {
         "dial" => churn::dial(&options),
         "churn" => churn::churn(&options),
         "burst" => churn::burst(&options),
+        "greet" => churn::greet(&options),
+        "hold" => churn::hold(&options),
         "chat" => churn::chat(&options),
         "say" => churn::say(&options),
         "shout" => churn::shout(&options),

@@ -1,0 +1,110 @@
+//! `cargo xtask bench`: the same two nodes and pods, direct and through the agents, interleaved.
+//!
+//! Method: every round measures direct, direct once more (the A/A row: what noise alone does) and meshed; ratios
+//! are taken within a round, and medians of those over the rounds. While direct is measured none of our programs
+//! is attached, which is asserted. Run it on an otherwise idle machine.
+
+mod measure;
+mod path;
+mod report;
+mod rows;
+mod stats;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_tests::{interrupt, leftovers, programs};
+
+use crate::{setup, shell};
+use path::{Path, Peer};
+use report::Report;
+use rows::Sheet;
+
+/// What was asked for.
+struct Options {
+    rounds: usize,
+    seconds: u32,
+    peer: Option<Peer>,
+}
+
+/// Measures, prints the table and writes the JSON.
+pub fn run(args: &[String]) -> Result<()> {
+    let options = parse(args)?;
+    ensure!(shell::is_root(), "namespaces, cgroups and eBPF need root: sudo cargo xtask bench");
+    interrupt::catch()?;
+    setup::ebpf_toolchain()?;
+    setup::programs(setup::BENCH)?;
+    shell::run(shell::cargo().args(["build", "--release", "-p", "mesh-agent", "-p", "mesh-tests", "--bins"]))?;
+    programs::prefer(shell::target_dir()?.join("release"));
+    leftovers::sweep()?;
+    let report = measure(&options);
+    leftovers::nothing_left()?;
+    let report = report?;
+    print!("{}", report.table());
+    let file = report_file()?;
+    std::fs::write(&file, report.json()).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("\nEvery sample: {}", file.display());
+    Ok(())
+}
+
+fn parse(args: &[String]) -> Result<Options> {
+    let mut options = Options { rounds: 7, seconds: 3, peer: None };
+    let (mut name, mut up, mut down) = (None, None, None);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--rounds" => options.rounds = value()?.parse().context("--rounds is no number")?,
+            "--seconds" => options.seconds = value()?.parse().context("--seconds is no number")?,
+            "--quick" => (options.rounds, options.seconds) = (3, 1),
+            "--peer" => name = Some(value()?),
+            "--up" => up = Some(value()?),
+            "--down" => down = Some(value()?),
+            other => bail!("`{other}` is no option of bench"),
+        }
+    }
+    ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds must be at least 1");
+    options.peer = match (name, up, down) {
+        (None, None, None) => None,
+        (Some(name), Some(up), Some(down)) => Some(Peer { name, up, down }),
+        _ => bail!("--peer, --up and --down belong together"),
+    };
+    Ok(options)
+}
+
+fn measure(options: &Options) -> Result<Report> {
+    let mut paths = vec![Path::Direct, Path::DirectAgain, Path::Mesh];
+    paths.extend(options.peer.clone().map(Path::Peer));
+    let mut stage = path::Stage::new()?;
+    let mut report = Report::new(paths.iter().map(|path| path.name().to_owned()).collect());
+    let busy = load_average();
+    for round in 1..=options.rounds {
+        for path in &paths {
+            interrupt::check()?;
+            eprintln!("round {round} of {}: {}", options.rounds, path.name());
+            let mut sheet = Sheet::default();
+            stage.on(path, |scene| measure::all(scene, options.seconds, &mut sheet))?;
+            report.add(path.name(), sheet);
+        }
+    }
+    if busy > 0.5 {
+        report.remark(format!("the machine was busy before the bench began: load average {busy}"));
+    }
+    if options.rounds < 7 {
+        report.remark(format!("{} rounds prove little: a bar counts as met from 7 rounds on", options.rounds));
+    }
+    Ok(report)
+}
+
+/// Of the last minute; 0 where it cannot be read.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
+}
+
+fn report_file() -> Result<PathBuf> {
+    let folder = shell::target_dir()?.join("bench");
+    std::fs::create_dir_all(&folder)?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    Ok(folder.join(format!("bench-{now}.json")))
+}
