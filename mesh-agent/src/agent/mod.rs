@@ -103,7 +103,7 @@ async fn serve(config: Config, kernel: Arc<Kernel>) -> Result<()> {
 
     let metrics = admin::serve_metrics(config.metrics, registry, Arc::clone(&ready)).await?;
     tokio::spawn(metrics);
-    tokio::spawn(admin::serve_status(&config.state_dir, status::source(&config, &board))?);
+    tokio::spawn(admin::serve_status(&config.state_dir, status::source(&config, &board, &proxy))?);
     tokio::spawn(refusals::report(
         kernel.refusals()?,
         Arc::clone(&kernel),

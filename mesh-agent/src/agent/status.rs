@@ -1,19 +1,26 @@
 //! What `mesh-agent status` is told, put together from the board.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::metrics::Board;
 use super::stage::PodReport;
-use crate::admin::status::{IdentityStatus, PodStatus, SnapshotStatus, Status};
+use crate::admin::status::{IdentityStatus, PeerStatus, PodStatus, SnapshotStatus, Status};
 use crate::config::Config;
 use crate::identity::{CertState, CertStatus};
+use crate::model::identity::Identity;
 use crate::model::workload::PeerMode;
+use crate::proxy::Proxy;
 use crate::snapshot::Snapshot;
 
 /// The function that the status socket asks.
-pub(super) fn source(config: &Config, board: &Arc<Board>) -> impl Fn() -> Status + Send + Sync + 'static {
-    let (node, board) = (config.node.clone(), Arc::clone(board));
+pub(super) fn source(
+    config: &Config,
+    board: &Arc<Board>,
+    proxy: &Arc<Proxy>,
+) -> impl Fn() -> Status + Send + Sync + use<> {
+    let (node, board, proxy) = (config.node.clone(), Arc::clone(board), Arc::clone(proxy));
     move || {
         let snapshot = board.snapshots.load();
         let mut pods: Vec<PodStatus> = board.pods().iter().map(|report| pod(report, &snapshot)).collect();
@@ -29,7 +36,7 @@ pub(super) fn source(config: &Config, board: &Arc<Board>) -> impl Fn() -> Status
             },
             pods,
             identities: board.certificates.status().iter().map(identity).collect(),
-            peers: Vec::new(),
+            peers: proxy.peers().into_iter().map(peer).collect(),
             problems: snapshot.problems().iter().map(ToString::to_string).collect(),
         }
     }
@@ -49,6 +56,10 @@ fn pod(report: &PodReport, snapshot: &Snapshot) -> PodStatus {
         mode: mode.to_owned(),
         policies: snapshot.policies_for(&workload.uid).iter().map(|policy| policy.display_name()).collect(),
     }
+}
+
+fn peer((identity, ip, tunnels): (Identity, IpAddr, usize)) -> PeerStatus {
+    PeerStatus { identity: identity.to_string(), address: ip.to_string(), tunnels }
 }
 
 fn identity(status: &CertStatus) -> IdentityStatus {

@@ -106,6 +106,8 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let _open = worker.shared.telemetry.metrics().tunnel_opened(Reporter::Inbound, Wire::Hbone);
+    let identity = client.identity.verified().cloned();
+    let _listed = identity.map(|identity| worker.shared.peers.enter(identity, client.addr.ip()));
     // In the set so that a drain waits until the last answer is on the wire.
     let live = worker.live.enter(Standing::Destination(None));
     let preface =

@@ -12,6 +12,7 @@ mod hbone;
 mod inbound;
 mod limits;
 mod outbound;
+mod peers;
 pub mod pod_net;
 mod pool;
 mod recheck;
@@ -24,7 +25,7 @@ mod worker;
 mod tests;
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -38,6 +39,7 @@ use worker::{Door, Handle, Job, Pod, Shared, Worker};
 
 use crate::balance::Balancer;
 use crate::drain::{self, Drain};
+use crate::model::identity::Identity;
 use crate::snapshot::SnapshotStore;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
@@ -125,6 +127,7 @@ impl Proxy {
             telemetry: deps.telemetry,
             limits: deps.limits,
             live: Arc::default(),
+            peers: Arc::default(),
             refused_ports,
         });
         let (drain, watch) = drain::channel();
@@ -193,6 +196,12 @@ impl Proxy {
     #[must_use]
     pub fn live(&self) -> usize {
         self.shared.live.load(Relaxed)
+    }
+
+    /// Who tunnels are open to and from: proven identity, address, number of tunnels.
+    #[must_use]
+    pub fn peers(&self) -> Vec<(Identity, IpAddr, usize)> {
+        self.shared.peers.list()
     }
 
     /// Stops accepting, lets live connections end for `grace`, then resets the rest as `agent_drained`. Returns

@@ -225,17 +225,18 @@ impl Pool {
         let stream = connect::dial(dial.pod.as_ref(), with, shared.limits.connect).await?;
         let started = Instant::now();
         let tls = shared.tls.connect(stream, &dial.own, &dial.key.expected, &[hbone::ALPN]).await;
-        let (tls, _peer) = tls.map_err(|error| Failure::Tls { with, error: Box::new(error) })?;
+        let (tls, peer) = tls.map_err(|error| Failure::Tls { with, error: Box::new(error) })?;
         let metrics = shared.telemetry.metrics();
         metrics.handshake_duration(Reporter::Outbound).observe(started.elapsed().as_secs_f64());
-        self.start(tls, with).await
+        self.start(tls, with, peer.identity().clone()).await
     }
 
-    async fn start<IO>(&self, io: IO, with: SocketAddr) -> Result<Rc<Connection>, Failure>
+    async fn start<IO>(&self, io: IO, with: SocketAddr, peer: Identity) -> Result<Rc<Connection>, Failure>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let guard = self.shared.telemetry.metrics().tunnel_opened(Reporter::Outbound, Wire::Hbone);
+        let listed = self.shared.peers.enter(peer, with.ip());
         let (send, driver) = hbone::client().handshake(io).await.map_err(|error| hbone::broken(&error, with))?;
         let now = Instant::now();
         let connection = Rc::new(Connection {
@@ -252,7 +253,7 @@ impl Pool {
             if let Some(connection) = driven.upgrade() {
                 connection.closed.set(true);
             }
-            drop(guard);
+            drop((guard, listed));
         });
         Ok(connection)
     }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::accept;
 use super::copy::{Scratch, scratch};
 use super::limits::{Limits, Share};
+use super::peers::Peers;
 use super::pod_net::PodNet;
 use super::pool::Pool;
 use super::recheck::LiveSet;
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     /// Live connections of the agent.
     pub(super) live: Arc<AtomicUsize>,
+    /// Open tunnels, for the operator.
+    pub(super) peers: Arc<Peers>,
     /// Ports that no tunnel request may ask for, whatever the pod.
     pub(super) refused_ports: Vec<u16>,
 }
