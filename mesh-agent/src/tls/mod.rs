@@ -21,6 +21,9 @@ use crate::model::identity::Identity;
 use configs::Configs;
 pub use error::TlsError;
 
+/// A session that a peer opened.
+pub type ServerStream<IO> = tokio_rustls::server::TlsStream<IO>;
+
 /// Time allowed for a handshake unless the caller says otherwise.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 

@@ -191,7 +191,7 @@ impl Scripted {
         Self { listener, tls: stranger(mesh), addr: SocketAddr::new(ip, 80) }
     }
 
-    async fn accept(&self) -> h2::server::Connection<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, Bytes> {
+    async fn accept(&self) -> h2::server::Connection<crate::tls::ServerStream<TcpStream>, Bytes> {
         let (io, _) = soon(self.listener.accept()).await.unwrap();
         let (tls, _) = soon(self.tls.accept(io, &accounts()[1], &[b"h2"])).await.unwrap();
         h2::server::handshake(tls).await.unwrap()
