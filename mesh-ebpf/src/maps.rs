@@ -2,7 +2,7 @@
 //!
 //! Socket storage exists as BTF maps only; the others use legacy definitions, which aya pins by name.
 
-use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
@@ -15,14 +15,13 @@ use mesh_common::value::{Event, FlowValue, OrigDst, PodValue, PortRule, ServiceV
 #[map(name = "pods")]
 pub static PODS: HashMap<u64, PodValue> = HashMap::with_max_entries(limits::PODS, 0);
 #[map(name = "services")]
-pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::with_max_entries(limits::SERVICES, 0);
+pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
 #[map(name = "mesh_ips")]
-pub static MESH_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(limits::MESH_IPS, 0);
+pub static MESH_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(limits::MESH_IPS, BPF_F_NO_PREALLOC);
 #[map(name = "port_rules")]
-pub static PORT_RULES: HashMap<PortKey, PortRule> = HashMap::with_max_entries(limits::PORT_RULES, 0);
+pub static PORT_RULES: HashMap<PortKey, PortRule> = HashMap::with_max_entries(limits::PORT_RULES, BPF_F_NO_PREALLOC);
 #[map(name = "excluded_cidrs")]
-pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> =
-    LpmTrie::with_max_entries(limits::EXCLUDED_CIDRS, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(limits::EXCLUDED_CIDRS, BPF_F_NO_PREALLOC);
 #[map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, 0);
 #[map(name = "orig_dsts")]
