@@ -1,6 +1,6 @@
 //! Endpoint choice: the only room that remembers how endpoints fared.
 //!
-//! Among the endpoints that kube-proxy's rules allow ([`eligible`]) the less busy of two drawn at random is taken
+//! Among the endpoints that kube-proxy's rules allow ([`eligible()`]) the less busy of two drawn at random is taken
 //! (least-request, power of two choices). What is remembered is the number of live connections per endpoint and
 //! the pins of `sessionAffinity`; both die with their endpoint. No IO; clock and randomness are arguments of
 //! [`Balancer::choose_at`]. No lock is held longer than two map look-ups, and none over an await.

@@ -63,7 +63,7 @@ impl Enrolments {
 impl Kernel {
     /// Puts the agent's listeners and hooks into a pod. Inbound rules hold from here on; outbound connections
     /// are captured after [`Kernel::set_captures`]. `lenient` lets plaintext pass although the pod is strict,
-    /// for a pod that joins while others already talk to it (see [`Kernel::set_lenient`]).
+    /// for a pod that joins while others already talk to it (see [`EnrolledPod::end_leniency`]).
     ///
     /// Blocks for some milliseconds: not for an async thread.
     ///
