@@ -7,10 +7,11 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Makes `command`'s process start in a network namespace and a cgroup, and die with the thread that starts it.
 ///
@@ -29,6 +30,31 @@ pub fn place(command: &mut Command, netns: Option<OwnedFd>, cgroup_procs: Option
     // SAFETY: between fork and exec only async-signal-safe functions may run: the closure makes three system
     // calls on descriptors opened before the fork, and neither allocates nor locks.
     unsafe { command.pre_exec(enter) };
+}
+
+static SIGNAL_NOTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes SIGINT, SIGTERM and SIGHUP set a flag and nothing else. Programs started later have the default again:
+/// handlers, unlike masks, do not survive exec.
+///
+/// # Errors
+/// What the system call says.
+pub fn note_signals() -> io::Result<()> {
+    extern "C" fn note(_: i32) {
+        SIGNAL_NOTED.store(true, Ordering::Release);
+    }
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+/// Whether one of those signals has come.
+#[must_use]
+pub fn signal_noted() -> bool {
+    SIGNAL_NOTED.load(Ordering::Acquire)
 }
 
 /// Arguments of `BPF_PROG_QUERY`, as in `union bpf_attr` (linux/bpf.h).
