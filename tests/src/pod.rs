@@ -171,6 +171,14 @@ impl Pod {
     }
 }
 
+/// Whether what the sample client `probe` found is a refusal: at connect, or a reset before the first byte, which
+/// is how a proxy refuses. A reset may come so soon that connect() itself reports it.
+#[must_use]
+pub fn is_refused(found: &Value) -> bool {
+    let is = |field: &str, kinds: &[&str]| found.get(field).and_then(Value::as_str).is_some_and(|k| kinds.contains(&k));
+    is("connect", &["ConnectionRefused", "ConnectionReset"]) || is("read", &["ConnectionReset"])
+}
+
 /// `Ok` if something in the network namespace of process `pid` listens on TCP `port`.
 fn listens(pid: u32, port: u16) -> Result<()> {
     // local_address is ADDRESS:PORT in hexadecimal, state 0A = LISTEN (Documentation/networking/proc_net_tcp.rst)

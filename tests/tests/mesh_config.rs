@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use mesh_tests::agent::{Agent, AgentOptions, CaSource, METRICS};
 use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, scenario};
+use mesh_tests::pod::is_refused;
 use mesh_tests::programs;
 use mesh_tests::topology::Side;
 use mesh_tests::wait;
@@ -43,7 +44,7 @@ fn an_enforcement_object_with_a_mistake_is_named_and_denies_what_it_targets() ->
         named(mesh, &["authorizationpolicy-shop-typo.yaml", "shop/typo", "spec.rules[0].colour"])?;
         wait::until("its target is denied", IN_FORCE_WITHIN, || {
             let found = client.ask("probe", to, &["--say", "x"], WITHIN)?;
-            wait::holds(found["connect"] != "ok" || found["read"] == "ConnectionReset", || found.to_string())
+            wait::holds(is_refused(&found), || found.to_string())
         })?;
         let answer = client.ask("churn", SocketAddr::new(other.ip(), 7000), &["--count", "1"], WITHIN)?;
         ensure!(answer["ok"] == 1, "what it does not target is denied too: {answer}");

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, Workload, scenario};
+use mesh_tests::pod::is_refused;
 use mesh_tests::process::Process;
 use mesh_tests::topology::Side;
 use mesh_tests::wait;
@@ -21,8 +22,7 @@ const NOT_CLIENT: &str =
 fn refused(from: &Workload, to: SocketAddr) -> Result<()> {
     wait::until("it is refused", IN_FORCE_WITHIN, || {
         let found = from.ask("probe", to, &["--say", "x"], WITHIN)?;
-        let refused = found["connect"] == "ConnectionRefused" || found["read"] == "ConnectionReset";
-        wait::holds(refused, || found.to_string())
+        wait::holds(is_refused(&found), || found.to_string())
     })
 }
 

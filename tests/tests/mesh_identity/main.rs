@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, Workload, scenario};
 use mesh_tests::objects::NETNS_ANNOTATION;
+use mesh_tests::pod::is_refused;
 use mesh_tests::topology::Side;
 use mesh_tests::wait;
 use rogue::{Answer, Shown};
@@ -54,18 +55,13 @@ fn vault(mesh: &mut Mesh) -> Result<Vault> {
     Ok(Vault { client, server, thief, _echo: echo })
 }
 
-/// Not one byte came back.
-fn nothing_came_back(found: &serde_json::Value) -> bool {
-    found["connect"] != "ok" || found["read"] == "ConnectionReset"
-}
-
 #[test]
 fn a_neighbour_under_another_account_is_denied_by_name() -> Result<()> {
     scenario(|mesh| {
         let vault = vault(mesh)?;
         for ip in vault.server.ips() {
             let found = vault.thief.ask("probe", SocketAddr::new(ip, 7000), &["--say", "x"], WITHIN)?;
-            ensure!(nothing_came_back(&found), "{found}");
+            ensure!(is_refused(&found), "{found}");
         }
         let line = mesh.logged(Side::B, "the denial", |line| line["outcome"] == "denied")?;
         ensure!(line["source"]["identity"] == "spiffe://cluster.local/ns/shop/sa/thief", "{line}");
@@ -99,7 +95,7 @@ fn the_agents_ports_are_nobodys_to_dial() -> Result<()> {
                 for port in [*AGENT_PORTS.start(), *AGENT_PORTS.start() + 17, *AGENT_PORTS.end()] {
                     let to = SocketAddr::new(ip, port);
                     let found = from.ask("probe", to, &["--say", "x", "--within-ms", "2000"], WITHIN)?;
-                    ensure!(found["connect"] != "ok" || found["read"] == "ConnectionReset", "{to}: {found}");
+                    ensure!(found["connect"] == "TimedOut" || is_refused(&found), "{to}: {found}");
                 }
             }
         }
@@ -189,7 +185,7 @@ fn an_annotation_that_names_another_pods_network_captures_nothing() -> Result<()
         let answer = vault.client.ask("churn", to, &["--count", "1"], WITHIN)?;
         ensure!(answer["ok"] == 1, "{answer}");
         let found = vault.thief.ask("probe", to, &["--say", "x"], WITHIN)?;
-        ensure!(nothing_came_back(&found), "{found}");
+        ensure!(is_refused(&found), "{found}");
         Ok(())
     })
 }
@@ -248,7 +244,7 @@ fn plaintext_is_unknown_whatever_its_address() -> Result<()> {
         mesh.expect_complaint("alias");
         let line = wait::until("the stranger is denied", IN_FORCE_WITHIN, || {
             let found = stranger.ask("probe", to, &["--say", "x"], WITHIN)?;
-            wait::holds(nothing_came_back(&found), || found.to_string())?;
+            wait::holds(is_refused(&found), || found.to_string())?;
             // One that stood when the policy came is ended instead, which is no denial.
             let lines = mesh.agent(Side::B)?.access_log()?;
             lines.into_iter().find(|line| line["outcome"] == "denied").context("no denial is logged")
