@@ -7,6 +7,7 @@
 //! ```
 //! An agent that dies leaves all of it in force: pods with policy stay refused, nothing fails open.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -23,7 +24,7 @@ use mesh_common::value::{OrigDst, PodValue, PortRule, ServiceValue};
 
 use super::error::CaptureError;
 use super::events::RefusalReader;
-use super::netns::{Netns, cgroup_of, cgroup_path};
+use super::netns::{Netns, cgroup_of, cgroup_path, cookie};
 use super::pod::Enrolments;
 use super::probe::missing_capabilities;
 use super::sync::Mirror;
@@ -308,12 +309,13 @@ fn remove_dir(dir: &Path) {
 
 /// Leaves a node as it was found: no program, map, rule or sysctl of this instance remains.
 ///
-/// Goes through every network namespace that a process or a name under /run/netns holds, because the agent
-/// that knew its pods may be gone.
+/// The agent that knew its pods may be gone, but their pins name the cookies of their network namespaces: those
+/// under /run/netns are cleaned, and no other instance's.
 ///
 /// # Errors
 /// When the instance's directory cannot be removed.
 pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
+    let cookies: HashSet<u64> = pinned_cookies(config).collect();
     for dir in [config.pods(), config.links()] {
         for pin in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
             links::remove(&pin.path())?;
@@ -322,7 +324,7 @@ pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
     }
     remove_dir(&config.maps());
     remove_other_maps(config);
-    for netns in named_netns() {
+    for netns in named_netns().iter().filter(|netns| cookie(netns).is_ok_and(|cookie| cookies.contains(&cookie))) {
         let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));
     }
     let _ = fs::remove_dir(config.cgroup.join(OWN_CGROUP));
@@ -330,6 +332,12 @@ pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Cookies of the network namespaces that this instance has a hook in.
+pub(super) fn pinned_cookies(config: &KernelConfig) -> impl Iterator<Item = u64> + use<> {
+    let pins = fs::read_dir(config.pods()).into_iter().flatten().filter_map(Result::ok);
+    pins.filter_map(|pin| pin.file_name().to_str()?.parse().ok())
 }
 
 fn named_netns() -> Vec<File> {

@@ -57,10 +57,7 @@ impl Netns {
         let gone = |source| NotCaptured::NetnsGone { path: path.to_owned(), source };
         let file = File::open(path).map_err(gone)?;
         let inode = sys::namespace_inode(&file).map_err(gone)?;
-        let probe = sys::within_netns(file.as_fd(), || Socket::new(Domain::IPV4, Type::DGRAM, None));
-        // A path that is no network namespace fails here with EINVAL.
-        let probe = probe.and_then(|socket| socket).map_err(gone)?;
-        let cookie = sys::netns_cookie(probe.as_fd()).map_err(gone)?;
+        let cookie = cookie(&file).map_err(gone)?;
         Ok(Self { file, cookie, inode })
     }
 
@@ -104,6 +101,12 @@ impl Netns {
             (!is_below(&cgroup, attach_point)).then_some((pid, cgroup))
         })
     }
+}
+
+/// The kernel's cookie of an open network namespace. What is none fails with EINVAL.
+pub(super) fn cookie(netns: &File) -> io::Result<u64> {
+    let probe = sys::within_netns(netns.as_fd(), || Socket::new(Domain::IPV4, Type::DGRAM, None))??;
+    sys::netns_cookie(probe.as_fd())
 }
 
 fn inode(metadata: &fs::Metadata) -> u64 {

@@ -1,7 +1,6 @@
 //! Makes the kernel's maps say what the snapshot says: only differences are written.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
@@ -17,7 +16,7 @@ use mesh_common::value::{
 };
 
 use super::error::CaptureError;
-use super::kernel::{Kernel, Maps};
+use super::kernel::{Kernel, Maps, pinned_cookies};
 use super::links;
 use super::netns::Netns;
 use super::pod::EnrolledPod;
@@ -90,12 +89,9 @@ impl Kernel {
     /// opted-in pods: also those that could not be enrolled now keep what protects them.
     pub fn reap<'a>(&self, known: impl Iterator<Item = &'a Workload>) {
         let keep: HashSet<u64> = known.filter_map(Netns::cookie_of).collect();
-        let Ok(pins) = fs::read_dir(self.config.pods()) else { return };
-        for pin in pins.filter_map(Result::ok) {
-            let cookie = pin.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
-            let Some(cookie) = cookie.filter(|cookie| !keep.contains(cookie)) else { continue };
+        for cookie in pinned_cookies(&self.config).filter(|cookie| !keep.contains(cookie)) {
             tracing::info!(netns_cookie = cookie, "removing the hook of a pod that left while no agent ran");
-            let _ = links::remove(&pin.path());
+            let _ = links::remove(&self.lookup_pin(cookie));
             remove_cookie(&mut self.lock_maps(), cookie);
         }
     }

@@ -24,6 +24,9 @@ use crate::model::identity::Identity;
 /// Longest time until the wall clock is looked at again: tokio's clock stands still while a machine
 /// sleeps, and the wall clock may be set.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// A CA that reads the objects itself may learn of a new pod after its node's agent: the first refusals are no
+/// reason to call somebody.
+const PATIENCE: u32 = 4;
 /// A lasting failure of one identity is logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
@@ -202,7 +205,7 @@ impl Rotator {
                 slot.failures = slot.failures.saturating_add(1);
                 let wait = backoff(slot.failures, dice);
                 slot.due = Due::Attempt(Instant::now() + wait);
-                let log = slot.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY);
+                let log = slot.failures == PATIENCE || slot.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY);
                 if log {
                     slot.logged = Some(Instant::now());
                     log_failure(&identity, &error, slot.failures, wait, self.store.current(&identity).is_some());
@@ -231,6 +234,8 @@ fn log_failure(identity: &Identity, error: &CertError, failures: u32, wait: Dura
     let retry_ms = wait.as_millis();
     if still_valid {
         tracing::warn!(%identity, %error, failures, retry_ms, "certificate not renewed; the old one keeps serving");
+    } else if failures < PATIENCE {
+        tracing::info!(%identity, %error, failures, retry_ms, "no certificate yet");
     } else {
         tracing::error!(%identity, %error, failures, retry_ms, "no certificate: this service account cannot talk");
     }
