@@ -126,10 +126,11 @@ impl Mesh {
         Ok(workload)
     }
 
-    /// Adds a Service for the pods labelled `app: <name>`; gives its address of each family, with the port.
+    /// Adds a Service for the pods labelled `app: <name>`, and waits until every agent that runs knows it; gives
+    /// its address of each family, with the port.
     ///
     /// # Errors
-    /// What the system says.
+    /// When an agent does not know it in time.
     pub fn service(&mut self, name: &str, port: u16, target: u16) -> Result<[SocketAddr; 2]> {
         let (namespace, short) = name.split_once('/').with_context(|| format!("`{name}` is not namespace/name"))?;
         self.services += 1;
@@ -138,7 +139,26 @@ impl Mesh {
             Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, self.services.into()).into(),
         ];
         self.objects.put_service(namespace, short, &ips, &[(port, target)])?;
-        Ok(ips.map(|ip| SocketAddr::new(ip, port)))
+        let addresses = ips.map(|ip| SocketAddr::new(ip, port));
+        for side in Side::BOTH {
+            self.knows(side, addresses)?;
+        }
+        Ok(addresses)
+    }
+
+    /// Waits until connections of one node's pods to a service's addresses are captured: nothing else leads there.
+    fn knows(&self, side: Side, addresses: [SocketAddr; 2]) -> Result<()> {
+        let published = self.objects.text(&captured_file(side));
+        let captured = self.pods.iter().find(|pod| pod.side() == side && published.contains(&pod.object.uid));
+        let (Some(pod), Some(_)) = (captured, self.agents.of(side)) else { return Ok(()) };
+        for address in addresses {
+            wait::until(&format!("{} knows {address}", side.node_name()), IN_FORCE_WITHIN, || {
+                let found = pod.ask("probe", address, &["--within-ms", "1000"], IN_FORCE_WITHIN)?;
+                let unknown = found.get("connect").is_some_and(|connect| connect == "NetworkUnreachable");
+                wait::holds(!unknown, || found.to_string())
+            })?;
+        }
+        Ok(())
     }
 
     /// Starts the certificate authority and both agents, and waits until they are ready.
@@ -242,9 +262,8 @@ impl Mesh {
     /// # Errors
     /// When it has not in time.
     pub fn captured(&self, pod: &Workload) -> Result<()> {
-        let file = format!("captured.{}", pod.side().node_name());
         wait::until(&format!("{} is captured", pod.object.display_name()), IN_FORCE_WITHIN, || {
-            let published = self.objects.text(&file);
+            let published = self.objects.text(&captured_file(pod.side()));
             wait::holds(published.contains(&pod.object.uid), || format!("published: {published}"))
         })
     }
@@ -297,4 +316,9 @@ impl Mesh {
         }
         words
     }
+}
+
+/// Where a node's agent publishes which pods it has captured.
+fn captured_file(side: Side) -> String {
+    format!("captured.{}", side.node_name())
 }
