@@ -265,6 +265,19 @@ impl Mesh {
         wait::until(&format!("{} is captured", pod.object.display_name()), IN_FORCE_WITHIN, || {
             let published = self.objects.text(&captured_file(pod.side()));
             wait::holds(published.contains(&pod.object.uid), || format!("published: {published}"))
+        })?;
+        Side::BOTH.into_iter().try_for_each(|side| self.knows_captured(side))
+    }
+
+    /// Waits until the agent of one node, if it runs, has read everything that is published as captured: until then
+    /// its pods go there in plaintext.
+    fn knows_captured(&self, side: Side) -> Result<()> {
+        let Some(agent) = self.agents.of(side) else { return Ok(()) };
+        wait::until(&format!("{} knows what is captured", side.node_name()), IN_FORCE_WITHIN, || {
+            let published = |side: Side| self.objects.text(&format!("captured.{}", side.node_name()));
+            let published: usize = Side::BOTH.map(|side| published(side).matches("uid: ").count()).iter().sum();
+            let known = agent.metrics(self.node(side))?.sum("mesh_captured_workloads", &[]);
+            wait::holds(known as usize == published, || format!("{known} of {published}"))
         })
     }
 

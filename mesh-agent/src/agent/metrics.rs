@@ -92,6 +92,8 @@ impl BoardCollector {
         let generation = usize::try_from(snapshot.generation()).unwrap_or(usize::MAX);
         put("mesh_snapshot_generation", "Generation of the snapshot in force", generation)?;
         put("mesh_workloads", "Pods known to the snapshot", snapshot.workloads().len())?;
+        let captured = snapshot.workloads().iter().filter(|workload| workload.captured.is_some()).count();
+        put("mesh_captured_workloads", "Pods known as captured, of all nodes: tunnel destinations", captured)?;
         put("mesh_services", "TCP service ports known to the snapshot", snapshot.services().len())?;
         put("mesh_policies", "Authorization policies in force", snapshot.policies().len())?;
         let mut effects: BTreeMap<&str, i64> =
