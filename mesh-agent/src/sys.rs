@@ -175,3 +175,13 @@ pub fn async_fd<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     // `AsyncFd` owns `owner`.
     unsafe { AsyncFd::register(owner) }.map_err(Into::into)
 }
+
+/// Gives memory that was freed back to the kernel. Loading an eBPF object reads the kernel's type information,
+/// tens of MiB for some milliseconds; glibc would keep them for a next time that may never come.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time from any thread; malloc_trim(3).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

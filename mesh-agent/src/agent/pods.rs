@@ -26,6 +26,7 @@ use crate::model::identity::Identity;
 use crate::model::workload::{Captured, Workload, WorkloadUid};
 use crate::proxy::{PodHandle, PodListeners, Proxy};
 use crate::snapshot::Snapshot;
+use crate::sys;
 
 /// How long a leaving pod still takes tunnels: an agent that has not read of it yet (its snapshot is at most
 /// 1 s old) must not fail.
@@ -85,7 +86,11 @@ impl Pods {
         self.leave(&wanted, snapshot, now);
         // Withdrawn before anything is taken away, published after everything stands.
         self.publish();
+        let members = self.stages.len();
         self.join(&wanted, snapshot, now);
+        if self.stages.len() > members {
+            sys::give_memory_back();
+        }
         self.advance(now);
         if let Err(error) = self.parts.kernel.sync(snapshot) {
             tracing::error!(%error, "the kernel's maps could not be brought up to date");
