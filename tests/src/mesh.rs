@@ -1,7 +1,9 @@
 //! A whole mesh: two nodes, one certificate authority, an agent per node, pods and the objects that declare them.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -322,14 +324,24 @@ impl Mesh {
         Ok(())
     }
 
+    /// What a failed scenario leaves to look at: logs, kernel counters, and the pods' open connections.
     fn last_words(&self) -> String {
         let mut words = String::new();
         for (side, agent) in self.agents.iter() {
-            if let Some(agent) = agent {
-                let log = tail(&agent.log(), 15);
-                let access = tail(&agent.process().stdout(), 5);
-                words.push_str(&format!("-- {}\n{log}-- its access log\n{access}", side.node_name()));
-            }
+            let Some(agent) = agent else { continue };
+            let _ = writeln!(words, "-- {}\n{}", side.node_name(), tail(&agent.log(), 15));
+            let _ = writeln!(words, "-- its access log\n{}", tail(&agent.process().stdout(), 5));
+            let metrics = agent.metrics(self.node(side)).unwrap_or_default();
+            let exits = metrics.select("mesh_kernel_exits_total", &[]).filter(|sample| sample.value > 0.0);
+            let exits: Vec<String> = exits.map(|s| format!("{:?} {}", s.labels.values(), s.value)).collect();
+            let _ = writeln!(words, "-- its kernel counters\n{}", exits.join("\n"));
+        }
+        for pod in &self.pods {
+            let sockets = Command::new("ss").args(["-tanoH", "-N", pod.netns().name()]).output();
+            let sockets =
+                sockets.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            let open: Vec<&str> = sockets.lines().filter(|line| !line.starts_with("TIME-WAIT")).take(20).collect();
+            let _ = writeln!(words, "-- sockets of {}\n{}", pod.object.display_name(), open.join("\n"));
         }
         words
     }
