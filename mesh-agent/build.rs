@@ -55,7 +55,8 @@ fn compile(crate_dir: &Path, out: &Path, object: &Path) -> Result<(), String> {
         path.push(":");
         path.push(old);
     }
-    let target_dir = out.join("ebpf-target");
+    // One for all profiles, beside them: <target>/<profile>/build/<package>/out is where we are.
+    let target_dir = out.ancestors().nth(4).unwrap_or(out).join("ebpf");
     let mut command = Command::new("cargo");
     // What cargo set for this build must not steer the inner one.
     for (name, _) in env::vars_os() {
