@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::rig::{HBONE, Mesh, Node, RAW, soon};
+use super::rig::{Mesh, Node, soon};
 use crate::proxy::Limits;
 
 /// An application that sends everything back.
@@ -33,19 +33,10 @@ async fn nothing_left(node: &Node) {
 
 #[tokio::test]
 async fn a_burst_of_2000_connections_is_served_whole_and_leaves_nothing() {
-    burst(RAW, "raw").await;
-}
-
-#[tokio::test]
-async fn a_burst_of_2000_connections_over_hbone_is_served_whole_and_leaves_nothing() {
-    burst(HBONE, "hbone").await;
-}
-
-async fn burst(wire: &'static [&'static str], name: &str) {
     const COUNT: usize = 2_000;
     // The tunnels of the burst are idle at its end: they must go too, and soon enough for a test.
     let limits = Limits { tunnel_idle: Duration::from_millis(200), ..Limits::default() };
-    let mesh = Mesh::with_limits(limits).speaking(wire);
+    let mesh = Mesh::with_limits(limits);
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
     let app = cart.listen();
     let dialled = mesh.service("cart", &[(&cart, app.local_addr().unwrap())]);
@@ -72,15 +63,15 @@ async fn burst(wire: &'static [&'static str], name: &str) {
         assert!(bad.is_empty(), "{}: {} of {COUNT}, e.g. {:#}", node.name, bad.len(), bad[0]);
         nothing_left(node).await;
     }
-    for (node, reporter) in [(&mesh.a, "outbound"), (&mesh.b, "inbound")] {
-        node.metric_reaches(&format!("mesh_tunnels_open{{reporter=\"{reporter}\",wire=\"{name}\"}}"), 0.0).await;
-    }
+    let tunnels = "mesh_tunnels_open{reporter=\"outbound\",wire=\"hbone\"}";
+    mesh.a.metric_reaches(tunnels, 0.0).await;
+    mesh.b.metric_reaches("mesh_tunnels_open{reporter=\"inbound\",wire=\"hbone\"}", 0.0).await;
 }
 
 #[tokio::test]
 async fn connections_share_a_tunnel_up_to_its_limit_and_one_handshake() {
     let limits = Limits { streams_per_tunnel: 10, ..Limits::default() };
-    let mesh = Mesh::with_limits(limits).speaking(HBONE);
+    let mesh = Mesh::with_limits(limits);
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
     let app = cart.listen();
     let dialled = app.local_addr().unwrap();

@@ -3,7 +3,6 @@
 mod failures;
 mod load;
 mod policy;
-mod raw;
 mod rig;
 mod transparency;
 mod wire;
