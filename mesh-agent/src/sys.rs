@@ -125,6 +125,15 @@ pub fn bpf_link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Waits until every eBPF program that was running when this was called has ended: what it read of a map that was
+/// written before is of the past (`MEMBARRIER_CMD_GLOBAL` of membarrier(2): one RCU grace period, about 10 ms).
+pub fn wait_for_readers() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no pointer is involved. It fails only on kernels without the call, where a grace period is waited for
+    // by nothing: the sweep that follows is then as exact as a scheduling delay.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
 /// Opens a pinned BPF object.
 ///
 /// # Errors

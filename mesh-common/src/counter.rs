@@ -37,6 +37,12 @@ counters! {
     ConnectNotCapturing = "connect_not_capturing",
     /// Sent to the agent.
     ConnectCaptured = "connect_captured",
+    /// Straight to a pod of this node.
+    ConnectNative = "connect_native",
+    /// A policy refuses it.
+    ConnectDenied = "connect_denied",
+    /// The pod has used up its share of the maps: refused.
+    ConnectShareFull = "connect_share_full",
     /// Captured would have been right, but the pod has no address of that family.
     ConnectNoFamily = "connect_no_family",
     /// The service has no endpoints: refused.
@@ -49,6 +55,8 @@ counters! {
     ConnectStoreFailed = "connect_store_failed",
     /// A record could not be stored at SYN time: the receiver will refuse.
     SockopsStoreFailed = "sockops_store_failed",
+    /// The live record of a native connection could not be stored: the agent ends it.
+    SockopsUnrecorded = "sockops_unrecorded",
     /// Loopback inside the pod.
     LookupLoopback = "lookup_loopback",
     /// The `connect` hook's own look-up.
@@ -57,6 +65,12 @@ counters! {
     LookupDelivery = "lookup_delivery",
     /// The pod to itself.
     LookupSelf = "lookup_self",
+    /// From a pod of this node, by its record, and allowed.
+    LookupNative = "lookup_native",
+    /// From a pod of this node, by its record, and the policy that now holds refuses it: dropped.
+    LookupDenied = "lookup_denied",
+    /// From a pod of this node, by its record, but only the agent can decide: steered to the plaintext listener.
+    LookupProven = "lookup_proven",
     /// Steered to the outbound listener.
     LookupOutbound = "lookup_outbound",
     /// Steered to the tunnel listener.

@@ -5,13 +5,61 @@
 //! A miss or an error where a policy applies refuses.
 
 use crate::counter::Counter;
+use crate::key::{ANY_PORT, Digest, Ip, PolicyKey};
 use crate::value::{
-    FLOW_DELIVERY, FLOW_SELF, FlowValue, POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE,
-    PORT_STRICT, SERVICE_EMPTY, ServiceValue,
+    EndpointValue, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, LANE_CAPTURED, LANE_CAPTURED_REST, MeshIpValue, NO_POLICY,
+    POD_CAPTURES, POD_POLICY, POD_STRICT, POLICY_AGENT, POLICY_ALLOW, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_STRICT,
+    SERVICE_EMPTY, ServiceValue,
 };
 
+/// What the policy maps say.
+pub trait PolicyView {
+    /// The verdict word of an entry of `policy`.
+    fn policy(&self, key: &PolicyKey) -> Option<u32>;
+}
+
+/// What rules make of a proven client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Allowed.
+    Allow,
+    /// Refused.
+    Deny,
+    /// The agent must decide.
+    Agent,
+}
+
+/// Whether the client with `identity` may reach `port` of a pod under the rules `policy`: the entry of the port, else
+/// that of any port, else refusal.
+#[inline(always)]
+pub fn verdict(policy: &Digest, identity: &Digest, port: u16, view: &impl PolicyView) -> Verdict {
+    if *policy == NO_POLICY {
+        return Verdict::Allow;
+    }
+    let mut key = PolicyKey { policy: *policy, identity: *identity, port, pad: 0 };
+    let mut word = view.policy(&key);
+    if word.is_none() {
+        key.port = ANY_PORT;
+        word = view.policy(&key);
+    }
+    match word {
+        Some(POLICY_ALLOW) => Verdict::Allow,
+        Some(POLICY_AGENT) => Verdict::Agent,
+        _ => Verdict::Deny,
+    }
+}
+
+/// The pod behind a destination on this node, as far as a decision needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The rules that select it.
+    pub policy: Digest,
+    /// The dialled port is excluded from the mesh there.
+    pub excluded: bool,
+}
+
 /// What the `connect` hook may ask about one connection of an enrolled pod.
-pub trait ConnectView {
+pub trait ConnectView: PolicyView {
     /// The socket is the agent's own.
     fn is_agent_socket(&self) -> bool;
     /// The destination is 127/8 or ::1.
@@ -22,8 +70,20 @@ pub trait ConnectView {
     fn is_excluded(&self) -> bool;
     /// The service behind the destination, if it is a virtual address.
     fn service(&self) -> Option<ServiceValue>;
-    /// The destination is a captured pod.
-    fn is_mesh_ip(&self) -> bool;
+    /// One of a service's endpoints on this node.
+    fn endpoint(&self, list: u32, slot: u32) -> Option<EndpointValue>;
+    /// A number drawn at random.
+    fn draw(&self) -> u32;
+    /// The destination, if it is a captured pod's address.
+    fn mesh_ip(&self) -> Option<MeshIpValue>;
+    /// The dialled address and port.
+    fn dialled(&self) -> (Ip, u16);
+    /// The enrolled pod of this node with that netns, for a connection to `port` of it.
+    fn destination(&self, netns_cookie: u64, port: u16) -> Option<Destination>;
+    /// Who the client is.
+    fn identity(&self) -> Digest;
+    /// The client has used up its share of the maps.
+    fn is_share_full(&self) -> bool;
     /// The pod has an address of the destination's family to rewrite to.
     fn has_family(&self) -> bool;
     /// The agent's outbound listener stands in this pod.
@@ -35,18 +95,53 @@ pub trait ConnectView {
 pub enum ConnectVerdict {
     /// Leave it alone.
     Bypass(Counter),
-    /// Rewrite to the agent.
-    Capture,
+    /// Rewrite to the agent, in this `LANE_*`.
+    Capture(u16),
+    /// Straight to this pod of the node.
+    Native(EndpointValue),
     /// Rewrite a virtual address to this endpoint, without the agent.
     Fallback(ServiceValue),
     /// ECONNREFUSED.
     Refuse(Counter),
+    /// The policy of this pod of the node refuses.
+    Deny(EndpointValue),
+}
+
+/// Where a connection of a pod goes before its lane is chosen.
+enum Place {
+    /// A captured pod of this node.
+    Here(EndpointValue),
+    /// The agent finds out; among the endpoints that the kernel cannot serve when true.
+    Agent(bool),
+}
+
+/// Draws among all eligible endpoints of a service, or takes those of this node while the agent is away.
+#[inline(always)]
+fn draw(service: &ServiceValue, view: &impl ConnectView) -> Place {
+    if service.local == 0 {
+        return Place::Agent(false);
+    }
+    let local = u32::from(service.local);
+    let eligible = u32::from(service.eligible);
+    let mut slot = view.draw();
+    // Zero does not come together with a local endpoint; the verifier does not know.
+    if eligible > local {
+        slot %= eligible;
+        if slot >= local && view.agent_listens() {
+            return Place::Agent(true);
+        }
+    }
+    match view.endpoint(service.list, slot % local) {
+        Some(endpoint) => Place::Here(endpoint),
+        // The list is being replaced: the agent knows the new one.
+        None => Place::Agent(false),
+    }
 }
 
 /// Decides one TCP `connect()` of a pod with the given `POD_*` flags.
 #[inline(always)]
 pub fn connect(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
-    use ConnectVerdict::{Bypass, Capture, Fallback, Refuse};
+    use ConnectVerdict::{Bypass, Capture, Deny, Fallback, Native, Refuse};
     if view.is_loopback() {
         return Bypass(Counter::ConnectLoopback);
     }
@@ -63,18 +158,35 @@ pub fn connect(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
         return Bypass(Counter::ConnectExcluded);
     }
     let service = view.service();
-    if let Some(service) = service {
-        if service.flags & SERVICE_EMPTY != 0 {
-            return Refuse(Counter::ConnectNoEndpoints);
-        }
-    } else if !view.is_mesh_ip() {
-        return Bypass(Counter::ConnectOutside);
+    let place = match &service {
+        Some(service) if service.flags & SERVICE_EMPTY != 0 => return Refuse(Counter::ConnectNoEndpoints),
+        Some(service) => draw(service, view),
+        None => match view.mesh_ip() {
+            None => return Bypass(Counter::ConnectOutside),
+            Some(MeshIpValue { netns_cookie: 0 }) => Place::Agent(false),
+            Some(MeshIpValue { netns_cookie }) => {
+                let (ip, port) = view.dialled();
+                Place::Here(EndpointValue { netns_cookie, ip, port, pad: [0; 3] })
+            }
+        },
+    };
+    if view.is_share_full() {
+        return Refuse(Counter::ConnectShareFull);
     }
+    let lane = match place {
+        Place::Here(endpoint) => match native(&endpoint, view) {
+            Verdict::Allow => return Native(endpoint),
+            Verdict::Deny => return Deny(endpoint),
+            Verdict::Agent => LANE_CAPTURED,
+        },
+        Place::Agent(true) => LANE_CAPTURED_REST,
+        Place::Agent(false) => LANE_CAPTURED,
+    };
     if !view.has_family() {
         return Bypass(Counter::ConnectNoFamily);
     }
     if view.agent_listens() {
-        return Capture;
+        return Capture(lane);
     }
     if flags & POD_STRICT != 0 {
         return Refuse(Counter::ConnectAgentAway);
@@ -85,8 +197,40 @@ pub fn connect(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
     }
 }
 
+#[inline(always)]
+fn native(endpoint: &EndpointValue, view: &impl ConnectView) -> Verdict {
+    match view.destination(endpoint.netns_cookie, endpoint.port) {
+        // It is leaving the mesh, or the agent has yet to enrol it.
+        None => Verdict::Agent,
+        Some(destination) if destination.excluded => Verdict::Allow,
+        Some(destination) => verdict(&destination.policy, &view.identity(), endpoint.port, view),
+    }
+}
+
+/// An enrolled pod, as its own `sk_lookup` sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receiver {
+    /// `POD_*` bits.
+    pub flags: u32,
+    /// The rules that select it.
+    pub policy: Digest,
+}
+
+/// The record of a connection, as far as a decision needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// One of the `FLOW_*` constants.
+    pub kind: u32,
+    /// Cookie of the client's netns.
+    pub netns_cookie: u64,
+    /// Cookie of the netns that the connection was let through to.
+    pub server_cookie: u64,
+    /// Who the client is.
+    pub identity: Digest,
+}
+
 /// What the `sk_lookup` hook may ask about one SYN to an enrolled pod.
-pub trait LookupView {
+pub trait LookupView: PolicyView {
     /// It arrived on the loopback device for a loopback address.
     fn is_loopback(&self) -> bool;
     /// It is no packet but the `connect` hook's question whether the agent listens.
@@ -95,14 +239,16 @@ pub trait LookupView {
     fn is_tunnel_port(&self) -> bool;
     /// The port is one of the agent's own.
     fn is_agent_port(&self) -> bool;
+    /// The port dialled.
+    fn port(&self) -> u16;
     /// The record of this four-tuple.
-    fn flow(&self) -> Option<FlowValue>;
+    fn proof(&self) -> Option<Proof>;
     /// Cookie of this pod's netns.
     fn netns_cookie(&self) -> u64;
     /// A captured connection of this pod has this source.
     fn is_captured(&self) -> bool;
-    /// The `POD_*` flags of this pod.
-    fn pod_flags(&self) -> Option<u32>;
+    /// This pod.
+    fn receiver(&self) -> Option<Receiver>;
     /// The rule of the dialled port, if it has one.
     fn port_rule(&self) -> Option<u32>;
 }
@@ -128,7 +274,7 @@ pub fn lookup(view: &impl LookupView) -> LookupVerdict {
     if view.is_loopback() {
         return Pass(Counter::LookupLoopback);
     }
-    let Some(flags) = view.pod_flags() else {
+    let Some(pod) = view.receiver() else {
         return Drop(Counter::LookupNoPod);
     };
     if view.is_tunnel_port() {
@@ -141,209 +287,38 @@ pub fn lookup(view: &impl LookupView) -> LookupVerdict {
             Drop(Counter::LookupAgentPort)
         };
     }
-    if let Some(flow) = view.flow()
-        && flow.netns_cookie == view.netns_cookie()
-    {
-        if flow.kind == FLOW_DELIVERY {
+    let rule = view.port_rule();
+    if let Some(proof) = view.proof() {
+        let own = proof.netns_cookie == view.netns_cookie();
+        if own && proof.kind == FLOW_DELIVERY {
             return Pass(Counter::LookupDelivery);
         }
-        if flow.kind == FLOW_SELF {
+        if own && proof.kind == FLOW_SELF {
             return Pass(Counter::LookupSelf);
         }
+        if proof.kind == FLOW_NATIVE && proof.server_cookie == view.netns_cookie() && rule != Some(PORT_EXCLUDED) {
+            return match verdict(&pod.policy, &proof.identity, view.port(), view) {
+                Verdict::Allow => Pass(Counter::LookupNative),
+                Verdict::Deny => Drop(Counter::LookupDenied),
+                Verdict::Agent => Steer(crate::key::LISTENER_PLAINTEXT, Counter::LookupProven),
+            };
+        }
     }
-    let strict = match view.port_rule() {
+    let strict = match rule {
         Some(PORT_EXCLUDED) => return Pass(Counter::LookupExcluded),
         Some(PORT_STRICT) => true,
         Some(PORT_PERMISSIVE) => false,
-        _ => flags & POD_STRICT != 0,
+        _ => pod.flags & POD_STRICT != 0,
     };
     if strict {
         return Drop(Counter::LookupStrict);
     }
-    if flags & POD_POLICY != 0 {
+    if pod.flags & POD_POLICY != 0 {
         return Steer(crate::key::LISTENER_PLAINTEXT, Counter::LookupPlaintext);
     }
     Pass(Counter::LookupPermissive)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::key::{LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL};
-
-    #[derive(Clone, Copy, Default)]
-    struct Connect {
-        agent: bool,
-        loopback: bool,
-        own: bool,
-        excluded: bool,
-        service: Option<ServiceValue>,
-        mesh: bool,
-        no_family: bool,
-        away: bool,
-    }
-
-    impl ConnectView for Connect {
-        fn is_agent_socket(&self) -> bool {
-            self.agent
-        }
-        fn is_loopback(&self) -> bool {
-            self.loopback
-        }
-        fn is_own_ip(&self) -> bool {
-            self.own
-        }
-        fn is_excluded(&self) -> bool {
-            self.excluded
-        }
-        fn service(&self) -> Option<ServiceValue> {
-            self.service
-        }
-        fn is_mesh_ip(&self) -> bool {
-            self.mesh
-        }
-        fn has_family(&self) -> bool {
-            !self.no_family
-        }
-        fn agent_listens(&self) -> bool {
-            !self.away
-        }
-    }
-
-    const SERVICE: ServiceValue = ServiceValue { fallback_ip: [9; 16], fallback_port: 8080, flags: 0 };
-
-    #[test]
-    fn connects_go_where_the_table_says() {
-        use ConnectVerdict::{Bypass, Capture, Fallback, Refuse};
-        let mesh = Connect { mesh: true, ..Connect::default() };
-        let service = Connect { service: Some(SERVICE), ..Connect::default() };
-        let empty = ServiceValue { flags: SERVICE_EMPTY, ..SERVICE };
-        let alone = ServiceValue { fallback_port: 0, ..SERVICE };
-        let (on, strict) = (POD_CAPTURES, POD_CAPTURES | POD_STRICT);
-        let table = [
-            ("a mesh pod", on, mesh, Capture),
-            ("a service", on, service, Capture),
-            ("outside", on, Connect::default(), Bypass(Counter::ConnectOutside)),
-            ("loopback", strict, Connect { loopback: true, ..mesh }, Bypass(Counter::ConnectLoopback)),
-            ("the agent itself", strict, Connect { agent: true, ..mesh }, Bypass(Counter::ConnectAgent)),
-            ("itself", on, Connect { own: true, ..mesh }, Bypass(Counter::ConnectOwnIp)),
-            ("excluded", on, Connect { excluded: true, ..mesh }, Bypass(Counter::ConnectExcluded)),
-            ("not yet capturing", 0, mesh, Bypass(Counter::ConnectNotCapturing)),
-            ("no endpoints", on, Connect { service: Some(empty), ..mesh }, Refuse(Counter::ConnectNoEndpoints)),
-            ("no such family", on, Connect { no_family: true, ..mesh }, Bypass(Counter::ConnectNoFamily)),
-            ("agent away, strict", strict, Connect { away: true, ..mesh }, Refuse(Counter::ConnectAgentAway)),
-            ("agent away, permissive pod", on, Connect { away: true, ..mesh }, Bypass(Counter::ConnectFallback)),
-            ("agent away, service", on, Connect { away: true, ..service }, Fallback(SERVICE)),
-            (
-                "agent away, strict, service",
-                strict,
-                Connect { away: true, ..service },
-                Refuse(Counter::ConnectAgentAway),
-            ),
-            (
-                "agent away, no fallback",
-                on,
-                Connect { away: true, service: Some(alone), ..mesh },
-                Bypass(Counter::ConnectFallback),
-            ),
-        ];
-        for (what, flags, view, expected) in table {
-            assert_eq!(connect(flags, &view), expected, "{what}");
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    struct Lookup {
-        loopback: bool,
-        liveness: bool,
-        tunnel: bool,
-        agent_port: bool,
-        flow: Option<FlowValue>,
-        captured: bool,
-        flags: Option<u32>,
-        rule: Option<u32>,
-    }
-
-    impl LookupView for Lookup {
-        fn is_loopback(&self) -> bool {
-            self.loopback
-        }
-        fn is_liveness(&self) -> bool {
-            self.liveness
-        }
-        fn is_tunnel_port(&self) -> bool {
-            self.tunnel
-        }
-        fn is_agent_port(&self) -> bool {
-            self.agent_port
-        }
-        fn flow(&self) -> Option<FlowValue> {
-            self.flow
-        }
-        fn netns_cookie(&self) -> u64 {
-            7
-        }
-        fn is_captured(&self) -> bool {
-            self.captured
-        }
-        fn pod_flags(&self) -> Option<u32> {
-            self.flags
-        }
-        fn port_rule(&self) -> Option<u32> {
-            self.rule
-        }
-    }
-
-    #[test]
-    fn inbound_goes_where_the_table_says() {
-        use LookupVerdict::{Drop, Pass, Steer};
-        let syn = Lookup {
-            loopback: false,
-            liveness: false,
-            tunnel: false,
-            agent_port: false,
-            flow: None,
-            captured: false,
-            flags: Some(POD_CAPTURES),
-            rule: None,
-        };
-        let strict = Lookup { flags: Some(POD_STRICT), ..syn };
-        let flow = |netns_cookie, kind| Some(FlowValue { netns_cookie, kind, pad: 0 });
-        let table = [
-            ("permissive", syn, Pass(Counter::LookupPermissive)),
-            ("strict", strict, Drop(Counter::LookupStrict)),
-            ("policy", Lookup { flags: Some(POD_POLICY), ..syn }, Steer(LISTENER_PLAINTEXT, Counter::LookupPlaintext)),
-            ("strict and policy", Lookup { flags: Some(POD_POLICY | POD_STRICT), ..syn }, Drop(Counter::LookupStrict)),
-            ("strict port", Lookup { rule: Some(PORT_STRICT), ..syn }, Drop(Counter::LookupStrict)),
-            ("permissive port", Lookup { rule: Some(PORT_PERMISSIVE), ..strict }, Pass(Counter::LookupPermissive)),
-            (
-                "permissive port under a policy",
-                Lookup { rule: Some(PORT_PERMISSIVE), flags: Some(POD_STRICT | POD_POLICY), ..syn },
-                Steer(LISTENER_PLAINTEXT, Counter::LookupPlaintext),
-            ),
-            ("excluded port", Lookup { rule: Some(PORT_EXCLUDED), ..strict }, Pass(Counter::LookupExcluded)),
-            ("no entry", Lookup { flags: None, ..syn }, Drop(Counter::LookupNoPod)),
-            ("loopback", Lookup { loopback: true, flags: None, ..syn }, Pass(Counter::LookupLoopback)),
-            ("liveness", Lookup { liveness: true, agent_port: true, ..syn }, Pass(Counter::LookupLiveness)),
-            ("tunnel", Lookup { tunnel: true, ..strict }, Steer(LISTENER_TUNNEL, Counter::LookupTunnel)),
-            (
-                "captured",
-                Lookup { agent_port: true, captured: true, ..strict },
-                Steer(LISTENER_OUTBOUND, Counter::LookupOutbound),
-            ),
-            ("agent port dialled", Lookup { agent_port: true, ..syn }, Drop(Counter::LookupAgentPort)),
-            (
-                "agent port with a self record",
-                Lookup { agent_port: true, flow: flow(7, FLOW_SELF), ..syn },
-                Drop(Counter::LookupAgentPort),
-            ),
-            ("delivered", Lookup { flow: flow(7, FLOW_DELIVERY), ..strict }, Pass(Counter::LookupDelivery)),
-            ("itself", Lookup { flow: flow(7, FLOW_SELF), ..strict }, Pass(Counter::LookupSelf)),
-            ("another pod's record", Lookup { flow: flow(8, FLOW_SELF), ..strict }, Drop(Counter::LookupStrict)),
-            ("a foreign delivery", Lookup { flow: flow(8, FLOW_DELIVERY), ..strict }, Drop(Counter::LookupStrict)),
-        ];
-        for (what, view, expected) in table {
-            assert_eq!(lookup(&view), expected, "{what}");
-        }
-    }
-}
+#[path = "decide_tests.rs"]
+mod tests;

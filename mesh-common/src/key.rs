@@ -3,6 +3,37 @@
 /// An IPv6 address in network byte order; IPv4 as `::ffff:a.b.c.d`.
 pub type Ip = [u8; 16];
 
+/// A name by content: the first 128 bits of SHA-256 over what it names, so that nobody has to hand out numbers and
+/// no two agents can disagree.
+pub type Digest = [u8; 16];
+
+/// `policy`: under these rules, this identity, on this port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PolicyKey {
+    /// The rules.
+    pub policy: Digest,
+    /// The client.
+    pub identity: Digest,
+    /// The server's port, or [`ANY_PORT`].
+    pub port: u16,
+    /// Explicit padding, zero.
+    pub pad: u16,
+}
+
+/// Every port that has no entry of its own.
+pub const ANY_PORT: u16 = 0;
+
+/// `endpoints`: one slot of a service's list.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    /// The list, see `ServiceValue`.
+    pub list: u32,
+    /// The slot.
+    pub slot: u32,
+}
+
 /// `services`: a virtual address and port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +124,8 @@ pub const LISTENER_TUNNEL: u32 = 1;
 pub const LISTENER_PLAINTEXT: u32 = 2;
 
 const _: () = {
+    assert!(size_of::<PolicyKey>() == 36);
+    assert!(size_of::<EndpointKey>() == 8);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<CidrKey>() == 24);
@@ -135,19 +168,13 @@ pub fn capture_port(ip: &Ip, port: u16) -> u16 {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CidrKey, FlowKey, ListenerKey, OrigKey, PortKey, ServiceKey};
-    // SAFETY: all are `repr(C)`, `Copy`, of integers and byte arrays only, without implicit padding (asserted).
-    unsafe impl aya::Pod for ServiceKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PortKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for CidrKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for OrigKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for FlowKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for ListenerKey {}
+    macro_rules! pod {
+        ($($name:ident)*) => {
+            // SAFETY: all are `repr(C)`, `Copy`, of integers and arrays only, without implicit padding (asserted).
+            $(unsafe impl aya::Pod for super::$name {})*
+        };
+    }
+    pod!(ServiceKey EndpointKey PolicyKey PortKey CidrKey OrigKey FlowKey ListenerKey);
 }
 
 #[cfg(test)]

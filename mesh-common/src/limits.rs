@@ -1,16 +1,16 @@
 //! Capacities of the kernel maps, each with its reason and its memory cost.
 //!
-//! Cost of an entry = key + value + about 64 bytes of bucket and element header. Maps that connections write are
-//! preallocated, so that no allocation fails at SYN time; those that only the agent writes grow with what is in
-//! them.
+//! Cost of an entry = key + value + about 64 bytes of bucket and element header. Only `pods` and what hangs on it is
+//! preallocated; all else takes memory for what is in it. An insertion that fails, because a map is full or memory
+//! short, refuses its connection and is counted.
 
-/// Pods of one node. Kubernetes' default is 110, the largest providers allow 250. Preallocated, 112 KiB.
+/// Pods of one node. Kubernetes' default is 110, the largest providers allow 250. Preallocated, 144 KiB.
 pub const PODS: u32 = 1_024;
 
 /// Virtual addresses × ports. 10,000 services of two families and some ports. 104 B each, when used.
 pub const SERVICES: u32 = 65_536;
 
-/// Captured pods of the whole mesh, both families. 84 B each, when used.
+/// Captured pods of the whole mesh, both families. 88 B each, when used.
 pub const MESH_IPS: u32 = 131_072;
 
 /// Per-port rules (exclusions, peer modes) of one node's pods. 84 B each, when used.
@@ -19,19 +19,33 @@ pub const PORT_RULES: u32 = 16_384;
 /// Excluded CIDRs of one node's pods. Allocated on use.
 pub const EXCLUDED_CIDRS: u32 = 4_096;
 
-/// Connections between their SYN and the moment both sides know them: short-lived.
-/// Preallocated, 65,536 × 116 B = 7.3 MiB.
-pub const FLOWS: u32 = 65_536;
+/// Local endpoints of services: 10,000 services with one captured pod of this node each, in both families, and as
+/// much again while lists change. 104 B each.
+pub const ENDPOINTS: u32 = 65_536;
 
-/// Captured connections between SYN and acceptance: short-lived, as [`FLOWS`].
-/// Preallocated, 65,536 × 116 B = 7.3 MiB.
-pub const ORIG_DSTS: u32 = 65_536;
+/// Rules × identities of one node × ports that the rules name. 104 B each.
+pub const POLICY: u32 = 262_144;
+
+/// Connections between their SYN and the moment both sides know them: short-lived. 164 B each.
+pub const FLOWS: u32 = 262_144;
+
+/// Captured connections between SYN and acceptance: short-lived, as [`FLOWS`]. 116 B each.
+pub const ORIG_DSTS: u32 = 262_144;
+
+/// Live native connections, for revocation and statistics. 164 B each.
+pub const NATIVE: u32 = 524_288;
+
+/// Records that one pod may have in [`FLOWS`] and [`ORIG_DSTS`] together: a sixteenth, so that a pod that opens
+/// connections to nowhere takes nothing from fifteen neighbours that do the same. More than half of the 28,232
+/// connections that one address pair can have would have to be between SYN and acceptance at once.
+pub const RECORDS_PER_POD: i64 = 16_384;
 
 /// Listening sockets of the agent: three for each pod.
 pub const LISTENERS: u32 = PODS * 3;
 
-/// Bytes of the event ring: 4,096 refusals not yet read.
-pub const EVENT_BYTES: u32 = 256 * 1_024;
+/// Bytes of the event ring: 16,384 refusals or 7,200 ended native connections not yet read. Those are read ten times a
+/// second, and at once when a quarter is full.
+pub const EVENT_BYTES: u32 = 1_024 * 1_024;
 
 /// First port of the range that captured connections are rewritten to.
 ///

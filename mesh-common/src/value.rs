@@ -1,6 +1,6 @@
 //! Map values. Same rules as [`crate::key`]: no implicit padding, layout asserted.
 
-use crate::key::Ip;
+use crate::key::{Digest, FlowKey, Ip};
 
 /// `pods`: an enrolled pod.
 #[repr(C)]
@@ -10,11 +10,20 @@ pub struct PodValue {
     pub ip4: Ip,
     /// Own IPv6 address, all zero when it has none.
     pub ip6: Ip,
+    /// Who the pod is: see [`Digest`].
+    pub identity: Digest,
+    /// The rules that select the pod: see [`Digest`]. [`NO_POLICY`] when none do.
+    pub policy: Digest,
     /// `POD_*` bits.
     pub flags: u32,
     /// Explicit padding, zero.
     pub pad: u32,
 }
+
+/// No rule selects the pod: everything is allowed.
+pub const NO_POLICY: Digest = [0; 16];
+/// The pod's rules could not be written: nothing is allowed. Never a key of `policy`.
+pub const BROKEN_POLICY: Digest = [0xff; 16];
 
 /// The agent captures this pod's outbound connections. Unset while it is joining or leaving.
 pub const POD_CAPTURES: u32 = 1;
@@ -33,10 +42,61 @@ pub struct ServiceValue {
     pub fallback_port: u16,
     /// `SERVICE_*` bits.
     pub flags: u16,
+    /// Its list in `endpoints`.
+    pub list: u32,
+    /// How many endpoints a pod of this node may be given, wherever they are.
+    pub eligible: u16,
+    /// How many of them are captured pods of this node: slots `0..local` of the list.
+    pub local: u16,
 }
 
 /// The service has no endpoint: connections are refused, as kube-proxy refuses them.
 pub const SERVICE_EMPTY: u16 = 1;
+
+/// `endpoints`: a captured pod of this node that serves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointValue {
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// Its address.
+    pub ip: Ip,
+    /// Where it listens.
+    pub port: u16,
+    /// Explicit padding, zero.
+    pub pad: [u16; 3],
+}
+
+/// `mesh_ips`: a captured pod's address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeshIpValue {
+    /// Cookie of its network namespace when it is on this node, zero when it is on another.
+    pub netns_cookie: u64,
+}
+
+/// `policy`: what one identity may do on one port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyValue {
+    /// One of the `POLICY_*` constants; anything else refuses.
+    pub verdict: u32,
+}
+
+/// Allowed without the agent.
+pub const POLICY_ALLOW: u32 = 1;
+/// Refused.
+pub const POLICY_DENY: u32 = 2;
+/// The agent must decide: the rules ask for what the kernel cannot prove.
+pub const POLICY_AGENT: u32 = 3;
+
+/// `shares`: how much of the maps a pod holds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShareValue {
+    /// Records of connections under way.
+    pub records: i64,
+}
 
 /// `port_rules`: what holds for one port of one pod.
 #[repr(C)]
@@ -69,23 +129,51 @@ pub struct OrigDst {
 pub const LANE_CAPTURED: u16 = 1;
 /// Rewritten to a service's endpoint, without the agent.
 pub const LANE_FALLBACK: u16 = 2;
+/// Straight to a pod of this node.
+pub const LANE_NATIVE: u16 = 3;
+/// Captured, and drawn for the endpoints that the kernel cannot serve: the agent balances over those only.
+pub const LANE_CAPTURED_REST: u16 = 4;
 
-/// `flows`: proof of who opened a connection.
+/// `asked`: what the client's socket was connected to, and what the kernel made of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Where the application asked to go.
+    pub orig: OrigDst,
+    /// Explicit padding, zero.
+    pub pad: u32,
+    /// [`LANE_NATIVE`]: cookie of the server's network namespace.
+    pub server_cookie: u64,
+}
+
+/// `flows`: proof of who opened a connection. `native`: the same while the connection lives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowValue {
     /// Cookie of the client's network namespace.
     pub netns_cookie: u64,
+    /// Cookie of the server's network namespace; zero when the client is the agent or the server itself.
+    pub server_cookie: u64,
+    /// `CLOCK_MONOTONIC` at the SYN.
+    pub started_ns: u64,
+    /// Who the client is; zero when the kind says it all.
+    pub identity: Digest,
+    /// Where the application asked to go, port.
+    pub orig_port: u16,
+    /// Explicit padding, zero.
+    pub pad: u16,
     /// One of the `FLOW_*` constants.
     pub kind: u32,
-    /// Explicit padding, zero.
-    pub pad: u32,
+    /// Where the application asked to go, address.
+    pub orig_ip: Ip,
 }
 
 /// The agent delivers to the application; it decided before it connected.
 pub const FLOW_DELIVERY: u32 = 1;
 /// The pod connects to an address of its own.
 pub const FLOW_SELF: u32 = 2;
+/// One pod of this node to another, let through by the kernel's policy.
+pub const FLOW_NATIVE: u32 = 3;
 
 /// `agent_sk`: the agent's own socket, to the other agents or to destinations outside the mesh.
 pub const AGENT_UPSTREAM: u32 = 1;
@@ -108,30 +196,54 @@ pub struct Event {
     pub local_port: u16,
     /// [`crate::counter::Counter`] of the exit taken.
     pub counter: u32,
+    /// Cookie of the other side's network namespace where the kernel knows it, else zero.
+    pub peer_cookie: u64,
+}
+
+/// `events`: a native connection that has ended. Counts are the client's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedEvent {
+    /// Its record.
+    pub flow: FlowValue,
+    /// Bytes that the server has acknowledged; control bits are taken off as far as the last state tells them.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// From the SYN to now.
+    pub duration_ns: u64,
+    /// Its ends.
+    pub key: FlowKey,
+    /// Smoothed round-trip time in microseconds.
+    pub srtt_us: u32,
+    /// Segments sent again.
+    pub retransmits: u32,
+    /// 1 when the connection never stood.
+    pub failed: u32,
 }
 
 const _: () = {
-    assert!(size_of::<PodValue>() == 40);
-    assert!(size_of::<ServiceValue>() == 20);
+    assert!(size_of::<PodValue>() == 72);
+    assert!(size_of::<ServiceValue>() == 28);
+    assert!(size_of::<EndpointValue>() == 32);
+    assert!(size_of::<MeshIpValue>() == 8);
+    assert!(size_of::<PolicyValue>() == 4);
+    assert!(size_of::<ShareValue>() == 8);
+    assert!(size_of::<Asked>() == 32);
     assert!(size_of::<PortRule>() == 4);
     assert!(size_of::<OrigDst>() == 20);
-    assert!(size_of::<FlowValue>() == 16);
-    assert!(size_of::<Event>() == 48);
+    assert!(size_of::<FlowValue>() == 64);
+    assert!(size_of::<Event>() == 56);
+    assert!(size_of::<ClosedEvent>() == 136);
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Event, FlowValue, OrigDst, PodValue, PortRule, ServiceValue};
-    // SAFETY: all are `repr(C)`, `Copy`, of integers and byte arrays only, without implicit padding (asserted).
-    unsafe impl aya::Pod for PodValue {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for ServiceValue {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PortRule {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for OrigDst {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for FlowValue {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Event {}
+    macro_rules! pod {
+        ($($name:ident)*) => {
+            // SAFETY: all are `repr(C)`, `Copy`, of integers and arrays only, without implicit padding (asserted).
+            $(unsafe impl aya::Pod for super::$name {})*
+        };
+    }
+    pod!(PodValue ServiceValue EndpointValue MeshIpValue PolicyValue ShareValue PortRule OrigDst Asked FlowValue Event ClosedEvent);
 }

@@ -4,22 +4,35 @@ use aya_ebpf::bindings::{
     bpf_sock, bpf_sock_addr, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release,
+};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::counter::Counter;
-use mesh_common::decide::{self, ConnectVerdict, ConnectView};
-use mesh_common::key::{CidrKey, Ip, OUTBOUND, PortKey, ServiceKey, capture_port, is_loopback};
-use mesh_common::limits::CAPTURE_PORT_FIRST;
-use mesh_common::value::{LANE_CAPTURED, LANE_FALLBACK, OrigDst, PORT_EXCLUDED, PodValue, ServiceValue};
+use mesh_common::decide::{self, ConnectVerdict, ConnectView, Destination, PolicyView};
+use mesh_common::key::{
+    CidrKey, Digest, EndpointKey, INBOUND, Ip, OUTBOUND, PolicyKey, PortKey, ServiceKey, capture_port, is_loopback,
+};
+use mesh_common::limits::{CAPTURE_PORT_FIRST, RECORDS_PER_POD};
+use mesh_common::value::{
+    EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, PodValue,
+    ServiceValue,
+};
 
-use crate::maps::{AGENT_SK, EXCLUDED_CIDRS, MESH_IPS, ORIG, PODS, PORT_RULES, SERVICES, Storage, count};
+use crate::maps::{
+    AGENT_SK, ASKED, ENDPOINTS, EXCLUDED_CIDRS, MESH_IPS, PODS, POLICY, PORT_RULES, SERVICES, SHARES, Storage, count,
+    report,
+};
 use crate::read::{IPPROTO_TCP, field, ip4, ip6, is_v4, words};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+/// What a refusal looks like to the application: ECONNREFUSED, as from a closed port, or EACCES. Set by the loader.
+#[unsafe(no_mangle)]
+static DENY_ERRNO: i32 = ECONNREFUSED;
 /// Look up in the netns of the calling task.
 const CURRENT_NETNS: u64 = u64::MAX;
 /// Bits of the cookie in front of the address in a [`CidrKey`], plus the address.
@@ -41,6 +54,21 @@ impl View<'_> {
     }
 }
 
+#[inline(always)]
+fn is_port_excluded(netns_cookie: u64, port: u16, direction: u16) -> bool {
+    let key = PortKey { netns_cookie, port, direction, pad: 0 };
+    // SAFETY: one word is read; a concurrent update gives the old or the new one.
+    unsafe { PORT_RULES.get(key) }.is_some_and(|rule| rule.rule == PORT_EXCLUDED)
+}
+
+impl PolicyView for View<'_> {
+    #[inline(always)]
+    fn policy(&self, key: &PolicyKey) -> Option<u32> {
+        // SAFETY: one word is read.
+        unsafe { POLICY.get(key) }.map(|value| value.verdict)
+    }
+}
+
 impl ConnectView for View<'_> {
     #[inline(always)]
     fn is_agent_socket(&self) -> bool {
@@ -59,9 +87,7 @@ impl ConnectView for View<'_> {
 
     #[inline(always)]
     fn is_excluded(&self) -> bool {
-        let port = PortKey { netns_cookie: self.cookie, port: self.port, direction: OUTBOUND, pad: 0 };
-        // SAFETY: a copy is taken at once; a concurrent update is read as the old or the new word.
-        if unsafe { PORT_RULES.get(port) }.is_some_and(|rule| rule.rule == PORT_EXCLUDED) {
+        if is_port_excluded(self.cookie, self.port, OUTBOUND) {
             return true;
         }
         let cidr = Key::new(CIDR_BITS, CidrKey { netns_cookie: self.cookie.to_ne_bytes(), ip: self.ip });
@@ -75,9 +101,44 @@ impl ConnectView for View<'_> {
     }
 
     #[inline(always)]
-    fn is_mesh_ip(&self) -> bool {
-        // SAFETY: only presence is read.
-        unsafe { MESH_IPS.get(self.ip) }.is_some()
+    fn endpoint(&self, list: u32, slot: u32) -> Option<EndpointValue> {
+        // SAFETY: a copy is taken at once.
+        unsafe { ENDPOINTS.get(EndpointKey { list, slot }) }.copied()
+    }
+
+    #[inline(always)]
+    fn draw(&self) -> u32 {
+        // SAFETY: no pointer is involved.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn mesh_ip(&self) -> Option<MeshIpValue> {
+        // SAFETY: a copy is taken at once.
+        unsafe { MESH_IPS.get(self.ip) }.copied()
+    }
+
+    #[inline(always)]
+    fn dialled(&self) -> (Ip, u16) {
+        (self.ip, self.port)
+    }
+
+    #[inline(always)]
+    fn destination(&self, netns_cookie: u64, port: u16) -> Option<Destination> {
+        // SAFETY: an update replaces the element: what is copied is one state of it.
+        let policy = unsafe { PODS.get(netns_cookie) }?.policy;
+        Some(Destination { policy, excluded: is_port_excluded(netns_cookie, port, INBOUND) })
+    }
+
+    #[inline(always)]
+    fn identity(&self) -> Digest {
+        self.pod.identity
+    }
+
+    #[inline(always)]
+    fn is_share_full(&self) -> bool {
+        // SAFETY: one aligned word is read.
+        unsafe { SHARES.get(self.cookie) }.is_none_or(|share| share.records >= RECORDS_PER_POD)
     }
 
     #[inline(always)]
@@ -114,7 +175,7 @@ impl ConnectView for View<'_> {
 enum Action {
     Pass,
     Rewrite(Ip, u16),
-    Refuse,
+    Refuse(i32),
 }
 
 #[inline(always)]
@@ -134,44 +195,71 @@ fn decide(ctx: &SockAddrContext, ip: Ip, port: u16) -> Action {
     match decide::connect(pod.flags, &view) {
         ConnectVerdict::Bypass(counter) => {
             // A socket may be connected again after a refusal: what it asked for before must not be shown.
-            ORIG.clear(sk);
+            ASKED.clear(sk);
             count(counter);
             Action::Pass
         }
         ConnectVerdict::Refuse(counter) => {
             count(counter);
-            Action::Refuse
+            Action::Refuse(ECONNREFUSED)
         }
-        ConnectVerdict::Capture => {
-            let orig = OrigDst { ip, port, lane: LANE_CAPTURED };
-            remember(sk, orig, Counter::ConnectCaptured, *view.own_ip(), capture_port(&ip, port))
+        ConnectVerdict::Deny(endpoint) => {
+            count(Counter::ConnectDenied);
+            report(&view.denial(&endpoint));
+            // SAFETY: a frozen read-only map; volatile, so that the placeholder is not folded in.
+            Action::Refuse(unsafe { core::ptr::read_volatile(&raw const DENY_ERRNO) })
+        }
+        ConnectVerdict::Capture(lane) => {
+            let (to, to_port) = (*view.own_ip(), capture_port(&ip, port));
+            view.remember(lane, 0, Counter::ConnectCaptured, to, to_port)
+        }
+        ConnectVerdict::Native(endpoint) => {
+            let server = endpoint.netns_cookie;
+            view.remember(LANE_NATIVE, server, Counter::ConnectNative, endpoint.ip, endpoint.port)
         }
         ConnectVerdict::Fallback(service) => {
-            let orig = OrigDst { ip, port, lane: LANE_FALLBACK };
-            remember(sk, orig, Counter::ConnectFallback, service.fallback_ip, service.fallback_port)
+            let (to, to_port) = (service.fallback_ip, service.fallback_port);
+            view.remember(LANE_FALLBACK, 0, Counter::ConnectFallback, to, to_port)
+        }
+    }
+}
+
+impl View<'_> {
+    /// Leaves on the socket what was asked and what became of it.
+    #[inline(always)]
+    fn remember(&self, lane: u16, server_cookie: u64, counter: Counter, to: Ip, to_port: u16) -> Action {
+        match ASKED.on_or_new(self.sk) {
+            Some(slot) => {
+                slot.orig = OrigDst { ip: self.ip, port: self.port, lane };
+                slot.server_cookie = server_cookie;
+                count(counter);
+                Action::Rewrite(to, to_port)
+            }
+            None => {
+                count(Counter::ConnectStoreFailed);
+                Action::Refuse(ECONNREFUSED)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn denial(&self, endpoint: &EndpointValue) -> Event {
+        Event {
+            netns_cookie: self.cookie,
+            peer_ip: endpoint.ip,
+            local_ip: *self.own_ip(),
+            peer_port: endpoint.port,
+            local_port: 0,
+            counter: Counter::ConnectDenied as u32,
+            peer_cookie: endpoint.netns_cookie,
         }
     }
 }
 
 #[inline(always)]
-fn remember(sk: *mut bpf_sock, orig: OrigDst, counter: Counter, to: Ip, to_port: u16) -> Action {
-    match ORIG.on_or_new(sk) {
-        Some(slot) => {
-            *slot = orig;
-            count(counter);
-            Action::Rewrite(to, to_port)
-        }
-        None => {
-            count(Counter::ConnectStoreFailed);
-            Action::Refuse
-        }
-    }
-}
-
-#[inline(always)]
-fn refuse() -> i32 {
+fn refuse(errno: i32) -> i32 {
     // SAFETY: no pointer is involved.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    unsafe { bpf_set_retval(-errno) };
     DENY
 }
 
@@ -182,7 +270,7 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     let port = u16::from_be(field!((*ctx.sock_addr).user_port) as u16);
     match decide(&ctx, ip, port) {
         Action::Pass => ALLOW,
-        Action::Refuse => refuse(),
+        Action::Refuse(errno) => refuse(errno),
         Action::Rewrite(to, to_port) => {
             // SAFETY: writable fields of this context.
             unsafe {
@@ -206,7 +294,7 @@ pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
     let port = u16::from_be(field!((*ctx.sock_addr).user_port) as u16);
     match decide(&ctx, ip, port) {
         Action::Pass => ALLOW,
-        Action::Refuse => refuse(),
+        Action::Refuse(errno) => refuse(errno),
         Action::Rewrite(to, to_port) => {
             let to = words(&to);
             // SAFETY: writable fields of this context; each word is written on its own, as the verifier wants.

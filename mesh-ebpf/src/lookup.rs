@@ -5,12 +5,12 @@ use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::counter::Counter;
-use mesh_common::decide::{self, LookupVerdict, LookupView};
-use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PortKey, is_loopback};
+use mesh_common::decide::{self, LookupVerdict, LookupView, PolicyView, Proof, Receiver};
+use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PolicyKey, PortKey, is_loopback};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
-use mesh_common::value::{Event, FlowValue};
+use mesh_common::value::Event;
 
-use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, PODS, PORT_RULES, count, report};
+use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, PODS, POLICY, PORT_RULES, count, report};
 use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
 
 /// The pod's netns cookie; set by the loader, which refuses zero.
@@ -60,7 +60,20 @@ impl View {
     }
 
     #[inline(always)]
+    fn flow_key(&self) -> FlowKey {
+        FlowKey {
+            client_ip: self.remote_ip,
+            server_ip: self.local_ip,
+            client_port: self.remote_port,
+            server_port: self.local_port,
+        }
+    }
+
+    /// A refusal, with the client's netns where its record names it.
+    #[inline(always)]
     fn event(&self, counter: Counter) -> Event {
+        // SAFETY: one word is read.
+        let peer_cookie = unsafe { FLOWS.get(self.flow_key()) }.map_or(0, |flow| flow.netns_cookie);
         Event {
             netns_cookie: self.cookie,
             peer_ip: self.remote_ip,
@@ -68,7 +81,16 @@ impl View {
             peer_port: self.remote_port,
             local_port: self.local_port,
             counter: counter as u32,
+            peer_cookie,
         }
+    }
+}
+
+impl PolicyView for View {
+    #[inline(always)]
+    fn policy(&self, key: &PolicyKey) -> Option<u32> {
+        // SAFETY: one word is read.
+        unsafe { POLICY.get(key) }.map(|value| value.verdict)
     }
 }
 
@@ -94,15 +116,20 @@ impl LookupView for View {
     }
 
     #[inline(always)]
-    fn flow(&self) -> Option<FlowValue> {
-        let key = FlowKey {
-            client_ip: self.remote_ip,
-            server_ip: self.local_ip,
-            client_port: self.remote_port,
-            server_port: self.local_port,
-        };
-        // SAFETY: copied at once.
-        unsafe { FLOWS.get(key) }.copied()
+    fn port(&self) -> u16 {
+        self.local_port
+    }
+
+    #[inline(always)]
+    fn proof(&self) -> Option<Proof> {
+        // SAFETY: a record is written once and replaced whole.
+        let flow = unsafe { FLOWS.get(self.flow_key()) }?;
+        Some(Proof {
+            kind: flow.kind,
+            netns_cookie: flow.netns_cookie,
+            server_cookie: flow.server_cookie,
+            identity: flow.identity,
+        })
     }
 
     #[inline(always)]
@@ -118,9 +145,9 @@ impl LookupView for View {
     }
 
     #[inline(always)]
-    fn pod_flags(&self) -> Option<u32> {
-        // SAFETY: copied at once.
-        unsafe { PODS.get(self.cookie) }.map(|pod| pod.flags)
+    fn receiver(&self) -> Option<Receiver> {
+        // SAFETY: an update replaces the element: what is copied is one state of it.
+        unsafe { PODS.get(self.cookie) }.map(|pod| Receiver { flags: pod.flags, policy: pod.policy })
     }
 
     #[inline(always)]

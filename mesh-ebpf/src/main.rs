@@ -4,6 +4,7 @@
 //! tail expression, and each way out is counted.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod connect;
 mod lookup;

@@ -8,24 +8,35 @@ use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::counter::{COUNT, Counter};
-use mesh_common::key::{CidrKey, FlowKey, Ip, ListenerKey, OrigKey, PortKey, ServiceKey};
+use mesh_common::key::{CidrKey, EndpointKey, FlowKey, Ip, ListenerKey, OrigKey, PolicyKey, PortKey, ServiceKey};
 use mesh_common::limits;
-use mesh_common::value::{Event, FlowValue, OrigDst, PodValue, PortRule, ServiceValue};
+use mesh_common::value::{
+    Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PodValue, PolicyValue, PortRule, ServiceValue, ShareValue,
+};
 
 #[map(name = "pods")]
 pub static PODS: HashMap<u64, PodValue> = HashMap::with_max_entries(limits::PODS, 0);
 #[map(name = "services")]
 pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
+#[map(name = "endpoints")]
+pub static ENDPOINTS: HashMap<EndpointKey, EndpointValue> =
+    HashMap::with_max_entries(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map(name = "policy")]
+pub static POLICY: HashMap<PolicyKey, PolicyValue> = HashMap::with_max_entries(limits::POLICY, BPF_F_NO_PREALLOC);
+#[map(name = "shares")]
+pub static SHARES: HashMap<u64, ShareValue> = HashMap::with_max_entries(limits::PODS, 0);
 #[map(name = "mesh_ips")]
-pub static MESH_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(limits::MESH_IPS, BPF_F_NO_PREALLOC);
+pub static MESH_IPS: HashMap<Ip, MeshIpValue> = HashMap::with_max_entries(limits::MESH_IPS, BPF_F_NO_PREALLOC);
 #[map(name = "port_rules")]
 pub static PORT_RULES: HashMap<PortKey, PortRule> = HashMap::with_max_entries(limits::PORT_RULES, BPF_F_NO_PREALLOC);
 #[map(name = "excluded_cidrs")]
 pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(limits::EXCLUDED_CIDRS, BPF_F_NO_PREALLOC);
 #[map(name = "flows")]
-pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, 0);
+pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, BPF_F_NO_PREALLOC);
+#[map(name = "native")]
+pub static NATIVE: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::NATIVE, BPF_F_NO_PREALLOC);
 #[map(name = "orig_dsts")]
-pub static ORIG_DSTS: HashMap<OrigKey, OrigDst> = HashMap::with_max_entries(limits::ORIG_DSTS, 0);
+pub static ORIG_DSTS: HashMap<OrigKey, OrigDst> = HashMap::with_max_entries(limits::ORIG_DSTS, BPF_F_NO_PREALLOC);
 #[map(name = "listeners")]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(limits::LISTENERS, 0);
 #[map(name = "stats")]
@@ -33,10 +44,10 @@ pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT, 0);
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENT_BYTES, 0);
 
-/// Where the application asked to go, on the client's socket.
+/// What the client's socket was connected to.
 #[btf_map]
-pub static ORIG: SkStorage<OrigDst> = SkStorage::new();
-/// The same on the socket that the agent accepted.
+pub static ASKED: SkStorage<Asked> = SkStorage::new();
+/// Where the application asked to go, on the socket that the agent accepted.
 #[btf_map]
 pub static ACCEPTED: SkStorage<OrigDst> = SkStorage::new();
 /// Written by the agent on its own sockets, between `socket()` and `connect()`.
@@ -87,10 +98,26 @@ pub fn count(counter: Counter) {
     }
 }
 
-/// Tells user space of a refusal.
+/// Adds to a pod's count of records, atomically: its connections are opened and closed on every CPU.
 #[inline(always)]
-pub fn report(event: &Event) {
-    if EVENTS.output::<Event>(event, 0).is_err() {
+pub fn share(netns_cookie: u64, change: i64) {
+    if let Some(share) = SHARES.get_ptr_mut(netns_cookie) {
+        // SAFETY: a live map value, 8-byte aligned; BPF_STX | BPF_ATOMIC, the only atomic addition of this target:
+        // `core` has none without compare-and-swap.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({records} + 0) += {change}",
+                records = in(reg) &raw mut (*share).records,
+                change = in(reg) change,
+            );
+        }
+    }
+}
+
+/// Tells user space of a refusal or of an end.
+#[inline(always)]
+pub fn report<E: 'static>(event: &E) {
+    if EVENTS.output::<E>(event, 0).is_err() {
         count(Counter::EventLost);
     }
 }

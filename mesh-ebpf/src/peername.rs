@@ -3,7 +3,7 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::maps::{ORIG, Storage};
+use crate::maps::{ASKED, Storage};
 use crate::read::words;
 
 const ALLOW: i32 = 1;
@@ -13,7 +13,7 @@ const ALLOW: i32 = 1;
 pub fn mesh_getpeername4(ctx: SockAddrContext) -> i32 {
     // SAFETY: every context of this hook has a full socket.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
-    if let Some(orig) = ORIG.on(sk) {
+    if let Some(orig) = ASKED.on(sk).map(|asked| &asked.orig) {
         // SAFETY: writable fields of this context.
         unsafe {
             (*ctx.sock_addr).user_ip4 = words(&orig.ip)[3];
@@ -28,7 +28,7 @@ pub fn mesh_getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn mesh_getpeername6(ctx: SockAddrContext) -> i32 {
     // SAFETY: every context of this hook has a full socket.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
-    if let Some(orig) = ORIG.on(sk) {
+    if let Some(orig) = ASKED.on(sk).map(|asked| &asked.orig) {
         let ip = words(&orig.ip);
         let port = u32::from(orig.port.to_be());
         // SAFETY: writable fields of this context; each word is written on its own, as the verifier wants.

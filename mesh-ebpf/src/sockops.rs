@@ -2,25 +2,35 @@
 //!
 //! `TCP_CONNECT_CB` runs before the SYN, with both ports known. A record goes when the receiver's side is
 //! established or the client's socket closes, whichever is first; the receiver's look-up removes nothing,
-//! because SYN retransmits and SYN cookies look up again.
+//! because SYN retransmits and SYN cookies look up again. A native connection's record lives on in `native` until
+//! the client's socket closes, which is told to the agent with what the connection carried.
 
-use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::counter::Counter;
 use mesh_common::key::{FlowKey, Ip, OrigKey};
-use mesh_common::limits::is_agent_port;
-use mesh_common::value::{AGENT_DELIVERY, FLOW_DELIVERY, FLOW_SELF, FlowValue, LANE_CAPTURED};
+use mesh_common::limits::{EVENT_BYTES, is_agent_port};
+use mesh_common::value::{
+    AGENT_DELIVERY, Asked, ClosedEvent, Event, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, FlowValue, LANE_CAPTURED,
+    LANE_CAPTURED_REST, LANE_NATIVE, PodValue,
+};
 
-use crate::maps::{ACCEPTED, AGENT_SK, FLOWS, ORIG, ORIG_DSTS, PODS, Storage, count};
+use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, NATIVE, ORIG_DSTS, PODS, Storage, count, report, share};
 use crate::read::{AF_INET, AF_INET6, field, ip4, ip6, words};
 
 const CONNECT_CB: u32 = 3;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const STATE_CB_FLAG: u32 = 4;
+// Of the kernel's tcp_states.h.
+const TCP_SYN_SENT: u32 = 2;
+const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE: u32 = 7;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
 
 struct Ends {
     cookie: u64,
@@ -94,28 +104,50 @@ impl Ends {
 
 /// The pod's client socket is about to send its SYN. Returns whether a record was left that must be removed.
 #[inline(always)]
-fn connecting(ends: &Ends) -> bool {
-    let kind = if let Some(purpose) = AGENT_SK.on(ends.sk) {
-        if *purpose != AGENT_DELIVERY {
-            return false;
+fn connecting(ends: &Ends, pod: &PodValue) -> bool {
+    if let Some(purpose) = AGENT_SK.on(ends.sk) {
+        return *purpose == AGENT_DELIVERY && prove(ends, FLOW_DELIVERY, None, pod);
+    }
+    if let Some(asked) = ASKED.on(ends.sk) {
+        match asked.orig.lane {
+            LANE_NATIVE => return prove(ends, FLOW_NATIVE, Some(asked), pod),
+            LANE_CAPTURED | LANE_CAPTURED_REST => {
+                let key = ends.orig_key(ends.local_ip, ends.local_port);
+                if ORIG_DSTS.insert(key, asked.orig, 0).is_ok() {
+                    share(ends.cookie, 1);
+                } else {
+                    count(Counter::SockopsStoreFailed);
+                }
+                return true;
+            }
+            _ => {}
         }
-        FLOW_DELIVERY
-    } else if let Some(orig) = ORIG.on(ends.sk)
-        && orig.lane == LANE_CAPTURED
-    {
-        let key = ends.orig_key(ends.local_ip, ends.local_port);
-        let value = *orig;
-        if ORIG_DSTS.insert(key, value, 0).is_err() {
-            count(Counter::SockopsStoreFailed);
-        }
-        return true;
-    } else if words(&ends.local_ip) == words(&ends.remote_ip) {
-        FLOW_SELF
-    } else {
-        return false;
+    }
+    words(&ends.local_ip) == words(&ends.remote_ip) && prove(ends, FLOW_SELF, None, pod)
+}
+
+/// Writes the record that the receiver will find.
+#[inline(always)]
+fn prove(ends: &Ends, kind: u32, asked: Option<&mut Asked>, pod: &PodValue) -> bool {
+    let mut flow = FlowValue {
+        netns_cookie: ends.cookie,
+        server_cookie: 0,
+        // SAFETY: no pointer is involved.
+        started_ns: unsafe { bpf_ktime_get_ns() },
+        identity: [0; 16],
+        orig_port: 0,
+        pad: 0,
+        kind,
+        orig_ip: [0; 16],
     };
-    let value = FlowValue { netns_cookie: ends.cookie, kind, pad: 0 };
-    if FLOWS.insert(ends.flow_as_client(), value, 0).is_err() {
+    if let Some(asked) = asked {
+        flow.server_cookie = asked.server_cookie;
+        flow.identity = pod.identity;
+        (flow.orig_ip, flow.orig_port) = (asked.orig.ip, asked.orig.port);
+    }
+    if FLOWS.insert(ends.flow_as_client(), flow, 0).is_ok() {
+        share(ends.cookie, 1);
+    } else {
         count(Counter::SockopsStoreFailed);
     }
     true
@@ -133,18 +165,89 @@ fn accepted(ends: &Ends) {
                 // The agent finds no destination on it and resets the connection.
                 None => count(Counter::SockopsStoreFailed),
             }
-            let _ = ORIG_DSTS.remove(key);
+            if ORIG_DSTS.remove(key).is_ok() {
+                share(ends.cookie, -1);
+            }
         }
-    } else {
-        let _ = FLOWS.remove(ends.flow_as_server());
+        return;
+    }
+    let key = ends.flow_as_server();
+    // SAFETY: nobody else writes this entry while the connection stands.
+    let Some(flow) = (unsafe { FLOWS.get(key) }) else {
+        return;
+    };
+    let client = flow.netns_cookie;
+    if flow.kind == FLOW_NATIVE && NATIVE.insert(key, flow, 0).is_err() {
+        // Nothing would end it when the rules change: the agent ends it now.
+        count(Counter::SockopsUnrecorded);
+        report(&Event {
+            netns_cookie: ends.cookie,
+            peer_ip: ends.remote_ip,
+            local_ip: ends.local_ip,
+            peer_port: ends.remote_port,
+            local_port: ends.local_port,
+            counter: Counter::SockopsUnrecorded as u32,
+            peer_cookie: client,
+        });
+    }
+    if FLOWS.remove(key).is_ok() {
+        share(client, -1);
     }
 }
 
 /// The pod's client socket is closed: refused, given up, or done.
 #[inline(always)]
-fn closed(ends: &Ends) {
-    let _ = ORIG_DSTS.remove(ends.orig_key(ends.local_ip, ends.local_port));
-    let _ = FLOWS.remove(ends.flow_as_client());
+fn closed(ctx: &SockOpsContext, ends: &Ends) {
+    let key = ends.flow_as_client();
+    let lane = ASKED.on(ends.sk).map_or(0, |asked| asked.orig.lane);
+    if lane == LANE_CAPTURED || lane == LANE_CAPTURED_REST {
+        if ORIG_DSTS.remove(ends.orig_key(ends.local_ip, ends.local_port)).is_ok() {
+            share(ends.cookie, -1);
+        }
+        return;
+    }
+    if lane == LANE_NATIVE {
+        // SAFETY: nobody else writes these entries any more.
+        let flow = unsafe { NATIVE.get(key).or_else(|| FLOWS.get(key)) };
+        if let Some(flow) = flow {
+            tell(ctx, &key, flow);
+        }
+        let _ = NATIVE.remove(key);
+    }
+    if FLOWS.remove(key).is_ok() {
+        share(ends.cookie, -1);
+    }
+}
+
+/// Reports what a native connection has carried.
+#[inline(always)]
+fn tell(ctx: &SockOpsContext, key: &FlowKey, flow: &FlowValue) {
+    let ops = ctx.ops;
+    let from = ctx.arg(0);
+    // SYN and FIN count as one byte each; the state that is left says which of them were acknowledged.
+    let fin_sent = u64::from(from == TCP_FIN_WAIT2 || from == TCP_CLOSING || from == TCP_LAST_ACK);
+    let fin_received = u64::from(from == TCP_CLOSE_WAIT || from == TCP_CLOSING || from == TCP_LAST_ACK);
+    let fin_received = fin_received | u64::from(from == TCP_FIN_WAIT2);
+    // SAFETY: no pointer is involved.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(mut entry) = crate::maps::EVENTS.reserve::<ClosedEvent>(0) else {
+        count(Counter::EventLost);
+        return;
+    };
+    entry.write(ClosedEvent {
+        flow: *flow,
+        sent: field!((*ops).bytes_acked).saturating_sub(1 + fin_sent),
+        received: field!((*ops).bytes_received).saturating_sub(fin_received),
+        duration_ns: now.saturating_sub(flow.started_ns),
+        key: *key,
+        // The kernel keeps it in eighths.
+        srtt_us: field!((*ops).srtt_us) >> 3,
+        retransmits: field!((*ops).total_retrans),
+        failed: u32::from(from == TCP_SYN_SENT),
+    });
+    // Waking the agent for each would cost more than the connection: it looks ten times a second by itself.
+    let filled = crate::maps::EVENTS.query(BPF_RB_AVAIL_DATA.into());
+    entry.submit(if filled > u64::from(EVENT_BYTES / 4) { BPF_RB_FORCE_WAKEUP.into() } else { BPF_RB_NO_WAKEUP.into() });
 }
 
 /// All sockets of the pods and of the agent.
@@ -160,16 +263,19 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     let Some(ends) = Ends::read(&ctx) else {
         return 1;
     };
-    // SAFETY: only presence is read. A pod that is leaving is gone from here, but its records must still go.
-    if op == CONNECT_CB && unsafe { PODS.get(ends.cookie) }.is_some() {
-        if connecting(&ends) {
+    if op == CONNECT_CB {
+        // SAFETY: an update replaces the element. A pod that is leaving is gone from here, but its records must
+        // still go.
+        if let Some(pod) = unsafe { PODS.get(ends.cookie) }
+            && connecting(&ends, pod)
+        {
             // Other programs may have asked for call-backs on this socket: add ours, never replace.
             let _ = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG) as i32);
         }
     } else if op == PASSIVE_ESTABLISHED_CB {
         accepted(&ends);
     } else if op == STATE_CB {
-        closed(&ends);
+        closed(&ctx, &ends);
     }
     1
 }

@@ -1,9 +1,9 @@
 //! The composition root: the only file that knows every room. It starts them in order, runs until told to stop,
 //! and takes them down in the opposite order. It decides nothing.
 
+mod kernel_events;
 mod metrics;
 mod pods;
-mod refusals;
 mod stage;
 mod status;
 
@@ -104,12 +104,12 @@ async fn serve(config: Config, kernel: Arc<Kernel>) -> Result<()> {
     let metrics = admin::serve_metrics(config.metrics, registry, Arc::clone(&ready)).await?;
     tokio::spawn(metrics);
     tokio::spawn(admin::serve_status(&config.state_dir, status::source(&config, &board, &proxy))?);
-    tokio::spawn(refusals::report(
-        kernel.refusals()?,
-        Arc::clone(&kernel),
-        Arc::clone(&snapshots),
-        Arc::clone(&telemetry),
-    ));
+    let scribe = kernel_events::Scribe {
+        kernel: Arc::clone(&kernel),
+        snapshots: Arc::clone(&snapshots),
+        telemetry: Arc::clone(&telemetry),
+    };
+    tokio::spawn(scribe.write_all(kernel.events()?));
     tokio::spawn(sweep(Arc::clone(&telemetry), balancer, Arc::clone(&snapshots)));
     let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
 

@@ -152,9 +152,8 @@ impl Pods {
     }
 
     fn enrol(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot, now: Instant) {
-        let has_policy = !snapshot.policies_for(&workload.uid).is_empty();
         let lenient = self.seen_outside.contains(&workload.uid);
-        let stage = match self.bring_in(workload, has_policy, lenient) {
+        let stage = match self.bring_in(workload, snapshot, lenient) {
             Ok((pod, handle)) => {
                 tracing::info!(pod = %workload.display_name(), identity = %workload.identity, "enrolled");
                 let captured = Captured { generation: generation(), wire: self.parts.wire.clone() };
@@ -178,10 +177,10 @@ impl Pods {
     fn bring_in(
         &self,
         workload: &Workload,
-        has_policy: bool,
+        snapshot: &Snapshot,
         lenient: bool,
     ) -> Result<(Arc<EnrolledPod>, PodHandle), NotCaptured> {
-        let (pod, sockets) = self.parts.kernel.enrol(workload, has_policy, lenient)?;
+        let (pod, sockets) = self.parts.kernel.enrol(workload, snapshot, lenient)?;
         let added = self.parts.proxy.add_pod(PodListeners {
             pod: Arc::clone(&pod) as _,
             outbound: sockets.outbound,
@@ -297,7 +296,7 @@ impl Pods {
         }
     }
 
-    /// Judges the plaintext connections of pods whose rules have changed.
+    /// Judges the direct connections of pods whose rules have changed.
     fn judge_again(&mut self, snapshot: &Snapshot) {
         for (workload, stage) in self.stages.values_mut() {
             if let Stage::Captured(member) = stage {

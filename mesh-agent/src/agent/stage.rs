@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::capture::{EnrolledPod, NotCaptured, PlainConnection};
+use crate::capture::{DirectConnection, EnrolledPod, NotCaptured};
 use crate::control::Published;
 use crate::model::identity::PeerIdentity;
 use crate::model::policy::Policy;
@@ -41,7 +41,7 @@ pub(super) struct Member {
     pub(super) rules: Rules,
 }
 
-/// What the plaintext connections of a pod were last judged by.
+/// What the connections of a pod that came in without the agent were last judged by.
 #[derive(PartialEq)]
 pub(super) struct Rules {
     pub(super) peer_mode: PeerModes,
@@ -77,34 +77,36 @@ impl Member {
         }
     }
 
-    /// Ends the plaintext connections that newer rules forbid. Those of the agent are its proxy's to end.
+    /// Ends the connections that came in without the agent and that newer rules forbid. Those of the agent are its
+    /// proxy's to end.
     pub(super) fn judge_again(&mut self, workload: &Workload, snapshot: &Snapshot) {
         let rules = Rules::of(workload, snapshot);
         if self.rules == rules {
             return;
         }
-        match self.pod.end_plaintext(|connection| may_stay(workload, snapshot, connection)) {
+        match self.pod.end_direct(|connection| may_stay(workload, snapshot, connection)) {
             Ok(ended) => {
                 self.rules = rules;
-                for PlainConnection { local, peer } in ended {
-                    let pod = workload.display_name();
-                    tracing::info!(%pod, %peer, %local, outcome = "revoked", "plaintext connection ended");
+                for DirectConnection { local, peer, client } in ended {
+                    let (pod, lane) = (workload.display_name(), if client.is_some() { "native" } else { "plaintext" });
+                    tracing::info!(%pod, %peer, %local, lane, outcome = "revoked", "connection ended by newer rules");
                 }
             }
             Err(error) => {
                 let pod = workload.display_name();
-                tracing::error!(%pod, %error, "plaintext connections could not be judged again");
+                tracing::error!(%pod, %error, "connections could not be judged again");
             }
         }
     }
 }
 
-fn may_stay(workload: &Workload, snapshot: &Snapshot, connection: PlainConnection) -> bool {
+fn may_stay(workload: &Workload, snapshot: &Snapshot, connection: &DirectConnection) -> bool {
     let port = connection.local.port();
+    let client = connection.client.as_ref().and_then(|uid| snapshot.workload(uid));
     let flow = Flow {
         destination: Arc::clone(&workload.uid),
         port,
-        peer: PeerIdentity::Unknown,
+        peer: client.map_or(PeerIdentity::Unknown, |client| PeerIdentity::Verified(client.identity.clone())),
         source_ip: connection.peer.ip(),
     };
     workload.exclusions.inbound_ports.contains(&port) || authorize(snapshot, flow).is_ok()

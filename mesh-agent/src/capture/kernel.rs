@@ -12,23 +12,26 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, SkStorage, SockHash};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::counter::Counter;
-use mesh_common::key::{CidrKey, ListenerKey, PortKey, ServiceKey};
-use mesh_common::value::{OrigDst, PodValue, PortRule, ServiceValue};
+use mesh_common::key::{CidrKey, EndpointKey, ListenerKey, PolicyKey, PortKey, ServiceKey};
+use mesh_common::value::{
+    EndpointValue, MeshIpValue, OrigDst, PodValue, PolicyValue, PortRule, ServiceValue, ShareValue,
+};
 
 use super::error::CaptureError;
-use super::events::RefusalReader;
+use super::events::EventReader;
 use super::netns::{Netns, cgroup_of, cgroup_path, cookie};
 use super::pod::Enrolments;
 use super::probe::missing_capabilities;
+use super::records::Records;
 use super::sync::Mirror;
-use super::{links, routes};
+use super::{links, routes, rules, services};
 use crate::sys;
 
 #[cfg(mesh_ebpf)]
@@ -40,18 +43,22 @@ pub(super) static OBJECT: &[u8] = &[];
 #[cfg(not(mesh_ebpf))]
 const OBJECT_HASH: &str = "none";
 
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 17] = [
     "pods",
     "services",
+    "endpoints",
+    "policy",
+    "shares",
     "mesh_ips",
     "port_rules",
     "excluded_cidrs",
     "flows",
+    "native",
     "orig_dsts",
     "listeners",
     "stats",
     "events",
-    "ORIG",
+    "ASKED",
     "ACCEPTED",
     "AGENT_SK",
 ];
@@ -96,6 +103,7 @@ pub struct Kernel {
     pub(super) attach_path: String,
     pub(super) maps: Mutex<Maps>,
     pub(super) enrolments: Enrolments,
+    pub(super) records: Arc<Records>,
     stats: PerCpuArray<MapData, u64>,
     home_cgroup: Option<PathBuf>,
 }
@@ -104,11 +112,16 @@ pub struct Kernel {
 pub(super) struct Maps {
     pub(super) pods: HashMap<MapData, u64, PodValue>,
     pub(super) services: HashMap<MapData, ServiceKey, ServiceValue>,
-    pub(super) mesh_ips: HashMap<MapData, [u8; 16], u32>,
+    pub(super) endpoints: HashMap<MapData, EndpointKey, EndpointValue>,
+    pub(super) policy: HashMap<MapData, PolicyKey, PolicyValue>,
+    pub(super) shares: HashMap<MapData, u64, ShareValue>,
+    pub(super) mesh_ips: HashMap<MapData, [u8; 16], MeshIpValue>,
     pub(super) port_rules: HashMap<MapData, PortKey, PortRule>,
     pub(super) excluded_cidrs: LpmTrie<MapData, CidrKey, u32>,
     pub(super) listeners: SockHash<MapData, ListenerKey>,
     pub(super) mirror: Mirror,
+    pub(super) rules: rules::Written,
+    pub(super) services_written: services::Written,
 }
 
 impl Kernel {
@@ -142,8 +155,10 @@ impl Kernel {
         remove_other_maps(&config);
         let node = File::open("/proc/self/ns/net").and_then(|file| sys::namespace_inode(&file));
         let node_inode = node.map_err(|e| CaptureError::kernel("/proc/self/ns/net", &e))?;
+        let records = Arc::new(Records::take(&mut ebpf)?);
+        let maps = Mutex::new(maps);
         let enrolments = Enrolments::default();
-        Ok(Self { config, node_inode, attach_path, maps: Mutex::new(maps), enrolments, stats, home_cgroup })
+        Ok(Self { config, node_inode, attach_path, maps, enrolments, records, stats, home_cgroup })
     }
 
     /// Every exit counter with its sum over all CPUs.
@@ -154,13 +169,13 @@ impl Kernel {
         Counter::ALL.iter().map(|counter| (*counter, sum(counter))).collect()
     }
 
-    /// The stream of refusals. To be taken once.
+    /// The stream of refusals and ends. To be taken once, within a runtime.
     ///
     /// # Errors
     /// When the pinned ring cannot be opened.
-    pub fn refusals(&self) -> Result<RefusalReader, CaptureError> {
+    pub fn events(&self) -> Result<EventReader, CaptureError> {
         let ring: RingBuf<MapData> = open_pinned(&self.config, "events")?;
-        RefusalReader::new(ring)
+        EventReader::new(ring)
     }
 
     pub(super) fn accepted_map(&self) -> Result<SkStorage<MapData, OrigDst>, CaptureError> {
@@ -202,13 +217,21 @@ impl Maps {
         let mut maps = Self {
             pods: take(ebpf, "pods")?,
             services: take(ebpf, "services")?,
+            endpoints: take(ebpf, "endpoints")?,
+            policy: take(ebpf, "policy")?,
+            shares: take(ebpf, "shares")?,
             mesh_ips: take(ebpf, "mesh_ips")?,
             port_rules: take(ebpf, "port_rules")?,
             excluded_cidrs: take(ebpf, "excluded_cidrs")?,
             listeners: take(ebpf, "listeners")?,
             mirror: Mirror::default(),
+            rules: rules::Written::default(),
+            services_written: services::Written::default(),
         };
         maps.mirror = Mirror::of(&maps);
+        maps.rules = rules::Written::of(maps.policy.keys().filter_map(Result::ok));
+        let services = maps.services.iter().filter_map(Result::ok).collect();
+        maps.services_written = services::Written::of(services, maps.endpoints.iter().filter_map(Result::ok));
         Ok(maps)
     }
 }
@@ -224,7 +247,10 @@ fn load(config: &KernelConfig, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureE
     loader.load(OBJECT).map_err(|e| CaptureError::kernel("the object", &e))
 }
 
-fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CaptureError> {
+pub(super) fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, CaptureError> {
     let map = ebpf.take_map(name).ok_or_else(|| CaptureError::map(name, &io::Error::other("not in the object")))?;
     M::try_from(map).map_err(|e| CaptureError::map(name, &e))
 }

@@ -4,6 +4,7 @@
 //! `proxy`, and a delivery of `proxy` arrive at the application. It never decides on a connection itself and
 //! never reads Kubernetes objects: it makes the kernel's maps say what a [`crate::snapshot::Snapshot`] says.
 
+mod digest;
 mod error;
 mod events;
 mod kernel;
@@ -12,12 +13,15 @@ mod netlink;
 mod netns;
 mod pod;
 pub mod probe;
+mod records;
 mod routes;
+mod rules;
+mod services;
 mod sockets;
 mod sync;
 
 pub use error::{CaptureError, NotCaptured};
-pub use events::{Refusal, RefusalReader};
+pub use events::{Closed, EventReader, KernelEvent, Refusal};
 pub use kernel::{Kernel, KernelConfig, uninstall};
 pub use pod::{EnrolledPod, PodSockets};
-pub use sockets::PlainConnection;
+pub use sockets::DirectConnection;

@@ -10,16 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aya::maps::{MapData, SkStorage};
 use mesh_common::key::{LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey};
 use mesh_common::limits::{CAPTURE_PORT_FIRST, PLAINTEXT_PORT, TUNNEL_PORT};
-use mesh_common::value::{AGENT_DELIVERY, AGENT_UPSTREAM, LANE_CAPTURED, OrigDst as KernelOrigDst};
+use mesh_common::value::{AGENT_DELIVERY, AGENT_UPSTREAM, LANE_CAPTURED, LANE_CAPTURED_REST, OrigDst as KernelOrigDst};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::{CaptureError, NotCaptured};
 use super::kernel::Kernel;
 use super::netns::Netns;
-use super::{links, routes, sync};
-use crate::model::addr::OrigDst;
+use super::records::Records;
+use super::{links, routes, rules, sync};
+use crate::model::addr::{OrigDst, Scope};
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::proxy::pod_net::{PodNet, SocketUse};
+use crate::snapshot::Snapshot;
 use crate::sys;
 
 /// Connections that wait to be accepted; the kernel caps it at the netns' `net.core.somaxconn` (4,096).
@@ -42,6 +44,7 @@ pub struct EnrolledPod {
     pub(super) netns: Arc<Netns>,
     accepted: SkStorage<MapData, KernelOrigDst>,
     agent_sk: Mutex<SkStorage<MapData, u32>>,
+    pub(super) records: Arc<Records>,
     pub(super) captures: AtomicBool,
     pub(super) lenient: AtomicBool,
 }
@@ -72,7 +75,7 @@ impl Kernel {
     pub fn enrol(
         &self,
         workload: &Workload,
-        has_policy: bool,
+        snapshot: &Snapshot,
         lenient: bool,
     ) -> Result<(Arc<EnrolledPod>, PodSockets), NotCaptured> {
         let netns = Netns::of(workload, self.node_inode, &self.enrolments.owners())?;
@@ -85,17 +88,19 @@ impl Kernel {
             uid: Arc::clone(&workload.uid),
             accepted: self.accepted_map()?,
             agent_sk: Mutex::new(self.agent_sk_map()?),
+            records: Arc::clone(&self.records),
             netns,
             captures: AtomicBool::new(false),
             lenient: AtomicBool::new(lenient),
         });
-        let installed = self.install_pod(&pod, workload, has_policy, &sockets);
+        let installed = self.install_pod(&pod, workload, snapshot, &sockets);
         if let Err(error) = installed {
             self.remove_pod(&pod);
             let _ = pod.netns.within(routes::remove);
             return Err(error.into());
         }
         self.enrolments.lock().insert(Arc::clone(&pod.uid), Arc::clone(&pod));
+        self.records.enter(pod.netns.cookie, Arc::clone(&pod.uid));
         Ok((pod, sockets))
     }
 
@@ -103,7 +108,7 @@ impl Kernel {
         &self,
         pod: &EnrolledPod,
         workload: &Workload,
-        has_policy: bool,
+        snapshot: &Snapshot,
         sockets: &PodSockets,
     ) -> Result<(), CaptureError> {
         {
@@ -111,7 +116,11 @@ impl Kernel {
             // A pod that a killed agent served keeps capturing while this one takes over.
             let served = maps.pods.get(&pod.netns.cookie, 0).is_ok_and(|old| sync::captures(&old));
             pod.captures.store(served, Ordering::Relaxed);
-            sync::write_pod(&mut maps, pod, workload, has_policy)?;
+            if let Err(error) = rules::sync(&mut maps, snapshot) {
+                tracing::error!(%error, "pods with rules that could not be written refuse every connection");
+            }
+            let policy = rules::name(&maps, snapshot, workload);
+            sync::write_pod(&mut maps, pod, workload, policy)?;
             let listeners = [
                 (LISTENER_OUTBOUND, &sockets.outbound),
                 (LISTENER_TUNNEL, &sockets.tunnel),
@@ -141,6 +150,7 @@ impl Kernel {
             tracing::error!(uid = %pod.uid, %error, "the pod's sk_lookup link could not be unpinned");
         }
         sync::remove_cookie(&mut self.lock_maps(), pod.netns.cookie);
+        self.records.leave(pod.netns.cookie);
     }
 
     /// Switches the capture of outbound connections.
@@ -152,14 +162,20 @@ impl Kernel {
         sync::update_flags(&mut self.lock_maps(), pod)
     }
 
-    /// The pod whose netns has this cookie.
+    /// The enrolled pod whose netns has this cookie.
     #[must_use]
-    pub fn pod_by_cookie(&self, cookie: u64) -> Option<Arc<EnrolledPod>> {
-        self.enrolments.lock().values().find(|pod| pod.netns.cookie == cookie).cloned()
+    pub fn pod_by_cookie(&self, cookie: u64) -> Option<WorkloadUid> {
+        self.records.pod(cookie)
     }
 }
 
 impl EnrolledPod {
+    /// Cookie of its network namespace.
+    #[must_use]
+    pub fn netns_cookie(&self) -> u64 {
+        self.netns.cookie
+    }
+
     /// Ends the time in which plaintext passed although the pod is strict; the next sync writes it.
     pub fn end_leniency(&self) {
         self.lenient.store(false, Ordering::Relaxed);
@@ -184,10 +200,19 @@ impl PodNet for EnrolledPod {
         &self.uid
     }
 
-    fn original_destination(&self, accepted: BorrowedFd<'_>) -> Option<OrigDst> {
+    fn original_destination(&self, accepted: BorrowedFd<'_>) -> Option<(OrigDst, Scope)> {
         let orig = self.accepted.get(&accepted, 0).ok()?;
         let ip = IpAddr::from(orig.ip).to_canonical();
-        (orig.lane == LANE_CAPTURED).then(|| OrigDst::new(SocketAddr::new(ip, orig.port)))
+        let scope = match orig.lane {
+            LANE_CAPTURED => Scope::All,
+            LANE_CAPTURED_REST => Scope::Rest,
+            _ => return None,
+        };
+        Some((OrigDst::new(SocketAddr::new(ip, orig.port)), scope))
+    }
+
+    fn proven_client(&self, local: SocketAddr, peer: SocketAddr) -> Option<WorkloadUid> {
+        self.records.client(self.netns.cookie, local, peer)
     }
 
     fn socket(&self, to: SocketAddr, purpose: SocketUse) -> io::Result<Socket> {

@@ -21,29 +21,36 @@ use super::netlink::request;
 use super::pod::EnrolledPod;
 use super::routes::MARK;
 use crate::model::addr::canonical;
+use crate::model::workload::WorkloadUid;
+use crate::sys;
 
 /// TCP_LISTEN of the kernel's tcp_states.h.
 const LISTEN: u8 = 10;
-/// ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING: those that can still carry data.
-const LIVE: [u8; 6] = [1, 4, 5, 8, 9, 11];
+/// ESTABLISHED, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING: those that can carry data, or will.
+const LIVE: [u8; 7] = [1, 3, 4, 5, 8, 9, 11];
 
 /// An inbound connection that came in without the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlainConnection {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectConnection {
     /// The pod's end.
     pub local: SocketAddr,
     /// The other end.
     pub peer: SocketAddr,
+    /// The pod of this node that opened it, where the kernel has a proof of it.
+    pub client: Option<WorkloadUid>,
 }
 
 impl EnrolledPod {
-    /// Ends the plaintext inbound connections for which `may_stay` says no. Returns those ended.
+    /// Ends the inbound connections that came in without the agent and for which `may_stay` says no. Returns those
+    /// ended. What was let in under rules that the maps no longer hold is among those judged.
     ///
-    /// Blocks for the length of a dump: not for an async thread.
+    /// Blocks for a grace period of the kernel and the length of a dump: not for an async thread.
     ///
     /// # Errors
     /// When sockets cannot be listed, or the kernel lacks CONFIG_INET_DIAG_DESTROY.
-    pub fn end_plaintext(&self, may_stay: impl Fn(PlainConnection) -> bool) -> io::Result<Vec<PlainConnection>> {
+    pub fn end_direct(&self, may_stay: impl Fn(&DirectConnection) -> bool) -> io::Result<Vec<DirectConnection>> {
+        // A look-up that read the old rules has put its connection among the sockets by then.
+        sys::wait_for_readers();
         self.netns.within(|| {
             let mut sockets = dump(AF_INET)?;
             sockets.extend(dump(AF_INET6)?);
@@ -51,8 +58,12 @@ impl EnrolledPod {
                 sockets.iter().filter(|s| s.header.state == LISTEN).map(|s| s.header.socket_id.source_port).collect();
             let mut ended = Vec::new();
             for socket in sockets.iter().filter(|socket| LIVE.contains(&socket.header.state)) {
-                let connection = connection(&socket.header.socket_id);
-                if came_in_plain(socket, connection, &listening) && !may_stay(connection) {
+                let mut connection = connection(&socket.header.socket_id);
+                connection.client = self.records.client(self.netns.cookie, connection.local, connection.peer);
+                if connection.client.is_none() && !came_in_direct(socket, &connection, &listening) {
+                    continue;
+                }
+                if !may_stay(&connection) {
                     match destroy(socket) {
                         // It ended by itself meanwhile.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -65,16 +76,17 @@ impl EnrolledPod {
     }
 }
 
-fn connection(id: &SocketId) -> PlainConnection {
-    PlainConnection {
+fn connection(id: &SocketId) -> DirectConnection {
+    DirectConnection {
         local: canonical(SocketAddr::new(id.source_address, id.source_port)),
         peer: canonical(SocketAddr::new(id.destination_address, id.destination_port)),
+        client: None,
     }
 }
 
-/// Inbound to the application, from outside the pod, and not delivered by the agent (which marks its own, and
+/// Without a record: inbound to the application, from outside the pod, and not delivered by the agent (which marks its own, and
 /// the accepted socket inherits the mark).
-fn came_in_plain(socket: &InetResponse, connection: PlainConnection, listening: &HashSet<u16>) -> bool {
+fn came_in_direct(socket: &InetResponse, connection: &DirectConnection, listening: &HashSet<u16>) -> bool {
     let (local, peer) = (connection.local, connection.peer);
     let marked = socket.nlas.iter().any(|nla| matches!(nla, Nla::Mark(MARK)));
     listening.contains(&local.port())

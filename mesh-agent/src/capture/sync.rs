@@ -7,30 +7,27 @@ use std::sync::{MutexGuard, PoisonError};
 
 use aya::maps::lpm_trie::Key;
 use mesh_common::key::{
-    CidrKey, INBOUND, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OUTBOUND, PortKey,
-    ServiceKey, v4_mapped,
+    CidrKey, Digest, INBOUND, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OUTBOUND,
+    PortKey, v4_mapped,
 };
 use mesh_common::value::{
-    POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_STRICT, PodValue, PortRule,
-    SERVICE_EMPTY, ServiceValue,
+    MeshIpValue, NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_STRICT,
+    PodValue, PortRule, ShareValue,
 };
 
 use super::error::CaptureError;
 use super::kernel::{Kernel, Maps, pinned_cookies};
-use super::links;
 use super::netns::Netns;
 use super::pod::EnrolledPod;
-use crate::model::service::{Endpoint, ServicePort};
-use crate::model::workload::{PeerMode, Workload};
+use super::{digest, links, rules, services};
+use crate::model::workload::{PeerMode, Workload, WorkloadUid};
+use crate::proxy::pod_net::PodNet;
 use crate::snapshot::Snapshot;
-
-const IPPROTO_TCP: u16 = 6;
 
 /// What the maps hold, so that a sync costs what changed.
 #[derive(Default)]
 pub(super) struct Mirror {
-    services: HashMap<ServiceKey, ServiceValue>,
-    mesh_ips: HashSet<Ip>,
+    mesh_ips: HashMap<Ip, MeshIpValue>,
     port_rules: HashMap<PortKey, PortRule>,
     cidrs: HashSet<(u32, CidrKey)>,
 }
@@ -39,8 +36,7 @@ impl Mirror {
     /// Reads what an earlier agent left.
     pub(super) fn of(maps: &Maps) -> Self {
         Self {
-            services: maps.services.iter().filter_map(Result::ok).collect(),
-            mesh_ips: maps.mesh_ips.keys().filter_map(Result::ok).collect(),
+            mesh_ips: maps.mesh_ips.iter().filter_map(Result::ok).collect(),
             port_rules: maps.port_rules.iter().filter_map(Result::ok).collect(),
             cidrs: maps
                 .excluded_cidrs
@@ -63,6 +59,7 @@ impl Kernel {
     /// The first map that cannot be written; the others are brought up to date all the same.
     pub fn sync(&self, snapshot: &Snapshot) -> Result<(), CaptureError> {
         let pods: Vec<_> = self.enrolments.lock().values().cloned().collect();
+        let cookies: HashMap<WorkloadUid, u64> = pods.iter().map(|pod| (pod.uid().clone(), pod.netns.cookie)).collect();
         let mut maps = self.lock_maps();
         let mut first_error = Ok(());
         let mut keep = |result: Result<(), CaptureError>| {
@@ -73,15 +70,16 @@ impl Kernel {
                 }
             }
         };
+        // Rules before the pods that refer to them.
+        keep(rules::sync(&mut maps, snapshot));
         for pod in pods {
-            use crate::proxy::pod_net::PodNet;
             if let Some(workload) = snapshot.workload(pod.uid()) {
-                let has_policy = !snapshot.policies_for(pod.uid()).is_empty();
-                keep(write_pod(&mut maps, &pod, workload, has_policy));
+                let policy = rules::name(&maps, snapshot, workload);
+                keep(write_pod(&mut maps, &pod, workload, policy));
             }
         }
-        keep(sync_mesh_ips(&mut maps, snapshot));
-        keep(sync_services(&mut maps, snapshot));
+        keep(sync_mesh_ips(&mut maps, snapshot, &cookies));
+        keep(services::sync(&mut maps, snapshot, &cookies));
         first_error
     }
 
@@ -107,7 +105,7 @@ pub(super) fn write_pod(
     maps: &mut Maps,
     pod: &EnrolledPod,
     workload: &Workload,
-    has_policy: bool,
+    policy: Digest,
 ) -> Result<(), CaptureError> {
     let cookie = pod.netns.cookie;
     let lenient = pod.lenient.load(Ordering::Relaxed);
@@ -122,11 +120,16 @@ pub(super) fn write_pod(
     if workload.peer_mode.default == PeerMode::Strict && !lenient {
         flags |= POD_STRICT;
     }
-    if has_policy {
+    if policy != NO_POLICY {
         flags |= POD_POLICY;
     }
     let first = |v4: bool| workload.ips.iter().find(|ip| ip.is_ipv4() == v4).map_or([0; 16], |ip| key_ip(*ip));
-    let value = PodValue { ip4: first(true), ip6: first(false), flags, pad: 0 };
+    let identity = digest::of_identity(&workload.identity);
+    let value = PodValue { ip4: first(true), ip6: first(false), identity, policy, flags, pad: 0 };
+    // Connections of a pod without a share are refused: first, and never reset while records of its pod stand.
+    if maps.shares.get(&cookie, 0).is_err() {
+        maps.shares.insert(cookie, ShareValue { records: 0 }, 0).map_err(|e| CaptureError::map("shares", &e))?;
+    }
     if maps.pods.get(&cookie, 0).ok() == Some(value) {
         return Ok(());
     }
@@ -145,6 +148,7 @@ pub(super) fn update_flags(maps: &mut Maps, pod: &EnrolledPod) -> Result<(), Cap
 /// Removes everything that the maps hold of one netns.
 pub(super) fn remove_cookie(maps: &mut Maps, cookie: u64) {
     let _ = maps.pods.remove(&cookie);
+    let _ = maps.shares.remove(&cookie);
     for kind in [LISTENER_OUTBOUND, LISTENER_TUNNEL, LISTENER_PLAINTEXT] {
         let _ = maps.listeners.remove(&ListenerKey { netns_cookie: cookie, kind, pad: 0 });
     }
@@ -220,66 +224,36 @@ fn sync_cidrs(maps: &mut Maps, cookie: u64, wanted: &HashSet<(u32, CidrKey)>) ->
     Ok(())
 }
 
-fn sync_mesh_ips(maps: &mut Maps, snapshot: &Snapshot) -> Result<(), CaptureError> {
-    let wanted: HashSet<Ip> = snapshot
-        .workloads()
-        .iter()
-        .filter(|workload| workload.captured.is_some())
-        .flat_map(|workload| workload.ips.iter().map(|ip| key_ip(*ip)))
-        .collect();
-    for ip in &wanted {
-        if !maps.mirror.mesh_ips.contains(ip) {
-            maps.mesh_ips.insert(ip, 1, 0).map_err(|e| CaptureError::map("mesh_ips", &e))?;
-            maps.mirror.mesh_ips.insert(*ip);
-        }
-    }
-    let stale: Vec<Ip> = maps.mirror.mesh_ips.difference(&wanted).copied().collect();
-    for ip in stale {
-        let _ = maps.mesh_ips.remove(&ip);
-        maps.mirror.mesh_ips.remove(&ip);
-    }
-    Ok(())
-}
-
-fn sync_services(maps: &mut Maps, snapshot: &Snapshot) -> Result<(), CaptureError> {
-    let mut wanted = HashMap::new();
-    for service in snapshot.services() {
-        for vip in &service.vips {
-            let key = ServiceKey { ip: key_ip(*vip), port: service.port, protocol: IPPROTO_TCP };
-            wanted.insert(key, service_value(service, *vip, snapshot.node()));
-        }
-    }
-    for (key, value) in &wanted {
-        if maps.mirror.services.get(key) != Some(value) {
-            maps.services.insert(key, value, 0).map_err(|e| CaptureError::map("services", &e))?;
-            maps.mirror.services.insert(*key, *value);
-        }
-    }
-    let stale: Vec<ServiceKey> = maps.mirror.services.keys().filter(|k| !wanted.contains_key(k)).copied().collect();
-    for key in stale {
-        let _ = maps.services.remove(&key);
-        maps.mirror.services.remove(&key);
-    }
-    Ok(())
-}
-
-/// A service for the kernel: empty or not, and the endpoint to fall back to while the agent is away.
-fn service_value(service: &ServicePort, vip: IpAddr, node: &str) -> ServiceValue {
-    let eligible = |endpoint: &&Endpoint| {
-        (endpoint.ready || endpoint.serving && endpoint.terminating)
-            && (!service.local_only || &*endpoint.node == node)
-            && endpoint.addr.ip().is_ipv4() == vip.is_ipv4()
+fn sync_mesh_ips(
+    maps: &mut Maps,
+    snapshot: &Snapshot,
+    cookies: &HashMap<WorkloadUid, u64>,
+) -> Result<(), CaptureError> {
+    let captured = snapshot.workloads().iter().filter(|workload| workload.captured.is_some());
+    let entry = |workload: &Workload| {
+        let here = (*workload.node == *snapshot.node()).then(|| cookies.get(&workload.uid)).flatten();
+        MeshIpValue { netns_cookie: here.copied().unwrap_or(0) }
     };
-    let mut endpoints = service.endpoints.iter().filter(eligible);
-    // A ready one if there is one, else one that still serves while it terminates.
-    let first = endpoints.clone().find(|endpoint| endpoint.ready).or_else(|| endpoints.next());
-    match first.map(|endpoint| endpoint.addr.addr()) {
-        Some(addr) => ServiceValue { fallback_ip: key_ip(addr.ip()), fallback_port: addr.port(), flags: 0 },
-        None => ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: SERVICE_EMPTY },
+    let wanted: HashMap<Ip, MeshIpValue> =
+        captured.flat_map(|workload| workload.ips.iter().map(move |ip| (key_ip(*ip), entry(workload)))).collect();
+    for (ip, value) in &wanted {
+        if maps.mirror.mesh_ips.get(ip) != Some(value) {
+            maps.mesh_ips.insert(ip, value, 0).map_err(|e| CaptureError::map("mesh_ips", &e))?;
+            maps.mirror.mesh_ips.insert(*ip, *value);
+        }
     }
+    let map = &mut maps.mesh_ips;
+    maps.mirror.mesh_ips.retain(|ip, _| {
+        let keep = wanted.contains_key(ip);
+        if !keep {
+            let _ = map.remove(ip);
+        }
+        keep
+    });
+    Ok(())
 }
 
-fn key_ip(ip: IpAddr) -> Ip {
+pub(super) fn key_ip(ip: IpAddr) -> Ip {
     match ip.to_canonical() {
         IpAddr::V4(v4) => v4_mapped(v4.octets()),
         IpAddr::V6(v6) => v6.octets(),

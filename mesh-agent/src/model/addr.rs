@@ -58,6 +58,15 @@ role!(
     EndpointAddr
 );
 
+/// Which endpoints of the dialled service are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Any.
+    All,
+    /// Those that the kernel cannot connect to by itself: it has drawn among all, and drawn one of these.
+    Rest,
+}
+
 /// Turns `::ffff:a.b.c.d` into `a.b.c.d`; leaves everything else alone.
 #[must_use]
 pub fn canonical(addr: SocketAddr) -> SocketAddr {

@@ -3,6 +3,7 @@
 //! `proxy::connect` takes a `&Permit`, and only this room makes one: forwarding without a decision does not
 //! compile. No IO, no clock, no history: the same flow and the same objects give the same verdict.
 
+pub mod compile;
 mod matching;
 #[cfg(test)]
 mod properties;

@@ -40,8 +40,9 @@ struct Client {
 /// Serves one plaintext connection to its end.
 pub(super) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let mut record = worker.shared.telemetry.open(Reporter::Inbound);
-    let client = Client { addr: peer, identity: PeerIdentity::Unknown };
     let target = stream.local_addr().map(crate::model::addr::canonical);
+    let proven = target.as_ref().ok().and_then(|local| pod.net.proven_client(*local, peer));
+    let client = Client { addr: peer, identity: identity_of(proven.as_deref(), &worker.shared.snapshots.load()) };
     let delivered = match target {
         Ok(target) => Box::pin(deliver(worker, pod, &client, target, &mut record)).await,
         Err(_) => Err(Failure::NoOrigDst),
@@ -62,6 +63,12 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Arc<Pod>, stream:
         }
     };
     record.record(ended.map_or_else(|failure| failure.ending(), |()| Ending::from(Outcome::Ok)));
+}
+
+/// Who a pod of this node is, by the kernel's proof; without one the peer is unknown, whatever its address says.
+fn identity_of(proven: Option<&str>, snapshot: &Snapshot) -> PeerIdentity {
+    let workload = proven.and_then(|uid| snapshot.workload(uid));
+    workload.map_or(PeerIdentity::Unknown, |workload| PeerIdentity::Verified(workload.identity.clone()))
 }
 
 /// Serves one tunnel connection, with all its streams, to its end.

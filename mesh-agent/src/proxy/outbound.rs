@@ -73,7 +73,7 @@ async fn open_any(
     record: &mut ConnectionRecord,
 ) -> Result<(Upstream, Target), Failure> {
     record.source = Party::from(peer);
-    let dialled = pod.net.original_destination(stream.as_fd()).ok_or(Failure::NoOrigDst)?;
+    let (dialled, scope) = pod.net.original_destination(stream.as_fd()).ok_or(Failure::NoOrigDst)?;
     record.orig_dst = Some(dialled);
     let mut snapshot = worker.shared.snapshots.load();
     let source = snapshot.workload(pod.net.uid()).map(Arc::clone);
@@ -81,7 +81,7 @@ async fn open_any(
     record.source.name(&source);
     // Whose listener it came in by proves whose it is: no other namespace reaches that listener.
     record.source.identity = Some(source.identity.clone());
-    let mut candidates = Candidates::new(&worker.shared.balancer, Client::new(&source, peer.ip()), dialled);
+    let mut candidates = Candidates::new(&worker.shared.balancer, Client::new(&source, peer.ip()), dialled, scope);
     let mut failed = None;
     loop {
         let target = candidates.next(&snapshot, failed.take());

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use socket2::Socket;
 
-use crate::model::addr::OrigDst;
+use crate::model::addr::{OrigDst, Scope};
 use crate::model::workload::WorkloadUid;
 
 /// Why the proxy wants a socket: decides how the kernel half treats its connection.
@@ -27,7 +27,11 @@ pub trait PodNet: Send + Sync + 'static {
 
     /// Takes the original destination of a connection accepted on the outbound listener. `None` when the
     /// kernel has no record of it: the connection must then be reset.
-    fn original_destination(&self, accepted: BorrowedFd<'_>) -> Option<OrigDst>;
+    fn original_destination(&self, accepted: BorrowedFd<'_>) -> Option<(OrigDst, Scope)>;
+
+    /// The pod of this node that opened the connection which `peer` made to `local` of this pod, where the kernel
+    /// has a proof of it; `None` says nothing about who it was.
+    fn proven_client(&self, local: SocketAddr, peer: SocketAddr) -> Option<WorkloadUid>;
 
     /// A non-blocking, close-on-exec TCP socket made inside the pod's network namespace, recognised by the
     /// kernel half as the agent's own. Not yet connected; for [`SocketUse::Delivery`] already bound.

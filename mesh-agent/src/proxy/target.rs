@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::failure::Failure;
 use crate::balance::{Balancer, Client, Pick};
-use crate::model::addr::{EndpointAddr, OrigDst};
-use crate::model::workload::{Captured, Workload};
+use crate::model::addr::{EndpointAddr, OrigDst, Scope};
+use crate::model::service::ServicePort;
+use crate::model::workload::{Captured, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::ServiceName;
 
@@ -48,14 +49,15 @@ pub(super) struct Candidates<'a> {
     balancer: &'a Balancer,
     client: Client,
     dialled: OrigDst,
+    scope: Scope,
     service: Option<ServiceName>,
     tried: Vec<EndpointAddr>,
 }
 
 impl<'a> Candidates<'a> {
     /// What may serve a connection that `client` opened to `dialled`.
-    pub(super) fn new(balancer: &'a Balancer, client: Client, dialled: OrigDst) -> Self {
-        Self { balancer, client, dialled, service: None, tried: Vec::new() }
+    pub(super) fn new(balancer: &'a Balancer, client: Client, dialled: OrigDst, scope: Scope) -> Self {
+        Self { balancer, client, dialled, scope, service: None, tried: Vec::new() }
     }
 
     /// The service that was dialled, once [`Self::next`] was called; `None` for a pod's address or one outside
@@ -80,11 +82,29 @@ impl<'a> Candidates<'a> {
             };
         };
         self.service = Some(ServiceName { namespace: Arc::clone(&service.namespace), name: Arc::clone(&service.name) });
-        let Some(pick) = self.balancer.choose(service, &self.client, &self.tried) else {
+        let Some(pick) = self.choose(service, snapshot) else {
             return Err(failed.unwrap_or_else(|| Failure::NoEndpoints(service.display_name())));
         };
         self.tried.push(pick.addr());
         Ok(target(snapshot, pick.addr(), Some(pick)))
+    }
+}
+
+impl Candidates<'_> {
+    /// Keeps to what the kernel has drawn, unless nothing of it is left.
+    fn choose(&self, service: &ServicePort, snapshot: &Snapshot) -> Option<Pick> {
+        if self.scope == Scope::Rest {
+            let here = |uid: &WorkloadUid| {
+                snapshot.workload(uid).is_some_and(|w| w.captured.is_some() && *w.node == *snapshot.node())
+            };
+            let kernels = service.endpoints.iter().filter(|endpoint| endpoint.workload.as_ref().is_some_and(here));
+            let mut exclude = self.tried.clone();
+            exclude.extend(kernels.map(|endpoint| endpoint.addr));
+            if let Some(pick) = self.balancer.choose(service, &self.client, &exclude) {
+                return Some(pick);
+            }
+        }
+        self.balancer.choose(service, &self.client, &self.tried)
     }
 }
 

@@ -79,6 +79,12 @@ pub struct Line<'a> {
     pub connect_ms: Option<f64>,
     /// Snapshot generation of the decision.
     pub generation: u64,
+    /// The client's smoothed round-trip time in milliseconds; native connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trip_ms: Option<f64>,
+    /// Segments that the client sent again; native connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -230,6 +236,8 @@ mod tests {
             duration_ms: 0.5,
             connect_ms: None,
             generation: 3,
+            round_trip_ms: None,
+            retransmits: None,
         }
     }
 

@@ -58,6 +58,8 @@ words!(
 words!(
     /// How the bytes travel (design §1).
     Lane {
+        /// Between two pods of one node, without the agent.
+        Native = "native",
         /// Inside a tunnel between two agents.
         Tunnel = "tunnel",
         /// As the application sent them.
@@ -67,6 +69,8 @@ words!(
 words!(
     /// What protects the bytes on the wire between the pods.
     Security {
+        /// The bytes never left the node, and its kernel proved both sides.
+        Kernel = "kernel",
         /// TLS 1.3 with both sides proven.
         MutualTls = "mutual_tls",
         /// Nothing of the mesh's.

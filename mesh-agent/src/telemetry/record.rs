@@ -92,7 +92,10 @@ pub struct ConnectionRecord {
     reporter: Reporter,
     started: Instant,
     connected: Option<Duration>,
+    /// Given where it is known better than by [`Self::started`].
+    lasted: Option<Duration>,
     meter: Meter,
+    silent: bool,
     done: bool,
     /// The client.
     pub source: Party,
@@ -110,6 +113,10 @@ pub struct ConnectionRecord {
     pub rule: Option<Arc<str>>,
     /// Snapshot generation of the decision.
     pub generation: u64,
+    /// The client's smoothed round-trip time, where the kernel told it.
+    pub round_trip: Option<Duration>,
+    /// Segments that the client sent again, where the kernel told it.
+    pub retransmits: Option<u32>,
 }
 
 impl ConnectionRecord {
@@ -120,7 +127,9 @@ impl ConnectionRecord {
             reporter,
             started: Instant::now(),
             connected: None,
+            lasted: None,
             meter: Meter::default(),
+            silent: false,
             done: false,
             source: Party::default(),
             destination: Party::default(),
@@ -130,6 +139,8 @@ impl ConnectionRecord {
             security: Security::None,
             rule: None,
             generation: 0,
+            round_trip: None,
+            retransmits: None,
         }
     }
 
@@ -145,6 +156,20 @@ impl ConnectionRecord {
     #[must_use]
     pub fn meter(&self) -> &Meter {
         &self.meter
+    }
+
+    /// The connection is over and the kernel has counted it: bytes of both directions, and how long it stood.
+    pub fn carried(&mut self, sent: u64, received: u64, lasted: Duration) {
+        self.lasted = Some(lasted);
+        self.resolve();
+        self.meter.sent(usize::try_from(sent).unwrap_or(usize::MAX));
+        self.meter.received(usize::try_from(received).unwrap_or(usize::MAX));
+    }
+
+    /// Writes the metrics alone: the connection has its log line already.
+    pub fn record_silently(mut self, ending: impl Into<Ending>) {
+        self.silent = true;
+        self.write(&ending.into());
     }
 
     /// Writes the log line and the metrics.
@@ -175,6 +200,9 @@ impl ConnectionRecord {
         if let (Reporter::Inbound, Some(policy)) = (self.reporter, ending.rule.as_ref()) {
             self.telemetry.metrics().denied(policy, ending.outcome);
         }
+        if self.silent {
+            return;
+        }
         let mut destination = side(&self.destination);
         destination.service = self.service.as_ref().map(ToString::to_string);
         self.telemetry.access_log().write(&Line {
@@ -190,9 +218,11 @@ impl ConnectionRecord {
             reason: &ending.reason,
             bytes_sent: self.meter.sent.get(),
             bytes_received: self.meter.received.get(),
-            duration_ms: milliseconds(self.started.elapsed()),
+            duration_ms: milliseconds(self.lasted.unwrap_or_else(|| self.started.elapsed())),
             connect_ms: self.connected.map(milliseconds),
             generation: self.generation,
+            round_trip_ms: self.round_trip.map(milliseconds),
+            retransmits: self.retransmits,
         });
     }
 }

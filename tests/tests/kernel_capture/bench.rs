@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use mesh_agent::capture::{EnrolledPod, Kernel, KernelConfig, PodSockets, uninstall};
 use mesh_agent::model::addr::EndpointAddr;
 use mesh_agent::model::identity::Identity;
+use mesh_agent::model::policy::Policy;
 use mesh_agent::model::service::{Endpoint, ServicePort};
 use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerMode, PeerModes, Workload};
 use mesh_agent::snapshot::{Snapshot, SnapshotParts};
@@ -30,6 +31,8 @@ pub struct Bench {
     pub config: KernelConfig,
     pub topology: Topology,
     pub workloads: Vec<Arc<Workload>>,
+    pub policies: Vec<Arc<Policy>>,
+    pub services: Vec<Arc<ServicePort>>,
     pub generation: u64,
 }
 
@@ -43,7 +46,15 @@ impl Bench {
             bpffs: node.bpffs().to_owned(),
         };
         let kernel = Kernel::start(config.clone())?;
-        Ok(Self { kernel, config, topology, workloads: Vec::new(), generation: 0 })
+        Ok(Self {
+            kernel,
+            config,
+            topology,
+            workloads: Vec::new(),
+            policies: Vec::new(),
+            services: Vec::new(),
+            generation: 0,
+        })
     }
 
     pub fn pod(&self, name: &str) -> Result<Pod> {
@@ -52,23 +63,42 @@ impl Bench {
 
     pub fn enrol(&mut self, workload: Workload) -> Result<(Arc<EnrolledPod>, PodSockets)> {
         let workload = Arc::new(workload);
-        let enrolled = self.kernel.enrol(&workload, false, false)?;
+        self.workloads.push(Arc::clone(&workload));
+        let snapshot = self.snapshot();
+        let enrolled = self.kernel.enrol(&workload, &snapshot, false)?;
         self.kernel.set_captures(&enrolled.0, true)?;
-        self.workloads.push(workload);
         self.sync()?;
         Ok(enrolled)
     }
 
-    pub fn sync(&mut self) -> Result<()> {
+    /// The next generation of what the node is told.
+    pub fn snapshot(&mut self) -> Snapshot {
         self.generation += 1;
         let remote =
             Workload { captured: Some(Captured { generation: 1, wire: vec![] }), ..workload("remote", &REMOTE) };
+        let remote = Workload { node: "b".into(), ..remote };
         let workloads = self.workloads.iter().cloned().chain([Arc::new(remote)]).collect();
         let fallback = self.workloads.last().map(|workload| SocketAddr::new(workload.ips[0], 8080));
-        let services = [(VIP, fallback), (EMPTY_VIP, None)].map(|(vip, to)| Arc::new(service(vip, to)));
-        let parts =
-            SnapshotParts { node: "a".into(), workloads, services: services.to_vec(), ..SnapshotParts::default() };
-        Ok(self.kernel.sync(&Snapshot::new(self.generation, parts))?)
+        let last = self.workloads.last().map(|workload| Arc::clone(&workload.uid));
+        let services = [(VIP, fallback), (EMPTY_VIP, None)].map(|(vip, to)| {
+            let mut service = service(vip, to);
+            service.endpoints.iter_mut().for_each(|endpoint| endpoint.workload.clone_from(&last));
+            Arc::new(service)
+        });
+        let parts = SnapshotParts {
+            node: "a".into(),
+            trust_domain: "cluster.local".into(),
+            workloads,
+            services: services.into_iter().chain(self.services.iter().cloned()).collect(),
+            policies: self.policies.clone(),
+            ..SnapshotParts::default()
+        };
+        Snapshot::new(self.generation, parts)
+    }
+
+    pub fn sync(&mut self) -> Result<()> {
+        let snapshot = self.snapshot();
+        Ok(self.kernel.sync(&snapshot)?)
     }
 
     pub fn pins(&self) -> std::path::PathBuf {
@@ -165,6 +195,7 @@ pub fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {
     }
 }
 
+#[allow(dead_code, reason = "not every suite plays the proxy")]
 pub fn accept(listener: &TcpListener) -> Result<TcpStream> {
     let stream = wait::until("a connection is accepted", SOON, || Ok(listener.accept()?.0))?;
     stream.set_nonblocking(false)?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use mesh_agent::model::addr::Scope;
 use mesh_agent::model::workload::{Captured, PeerMode, Workload};
 use mesh_agent::proxy::pod_net::{PodNet, SocketUse};
 use mesh_common::counter::Counter;
@@ -33,7 +34,8 @@ fn a_captured_connect_reaches_the_agent_with_its_destination_and_leaves_no_recor
             let to: SocketAddr = destination.parse()?;
             let client = pod.ask_later("probe", to, &["--within-ms", "5000"])?;
             let mut stream = accept(&sockets.outbound)?;
-            let orig = enrolled.original_destination(stream.as_fd()).context("no original destination")?;
+            let (orig, scope) = enrolled.original_destination(stream.as_fd()).context("no original destination")?;
+            assert_eq!(scope, Scope::All);
             assert_eq!(orig.addr(), SocketAddr::new(to.ip().to_canonical(), to.port()));
             assert!(
                 pod.ips().contains(&stream.peer_addr()?.ip().to_canonical()),
@@ -66,7 +68,7 @@ fn a_client_that_writes_and_closes_before_the_agent_accepts_loses_nothing() -> R
         pod.ask("shout", to, &["--count", &count, "--parallel", "4", "--bytes", "100"], Duration::from_secs(60))?;
         for _ in 0..CLIENTS {
             let mut stream = accept(&sockets.outbound)?;
-            assert_eq!(enrolled.original_destination(stream.as_fd()).map(|orig| orig.addr()), Some(to));
+            assert_eq!(enrolled.original_destination(stream.as_fd()).map(|(orig, _)| orig.addr()), Some(to));
             let mut bytes = Vec::new();
             stream.read_to_end(&mut bytes)?;
             assert_eq!(bytes.len(), 100);
@@ -212,7 +214,8 @@ fn a_namespace_that_is_not_the_pods_own_is_not_enrolled() -> Result<()> {
     node(|bench| {
         let (mine, theirs) = (bench.pod("mine")?, bench.pod("theirs")?);
         let (_enrolled, _sockets) = bench.enrol(workload_of(&theirs, PeerMode::Permissive))?;
-        let of = |workload: Workload| bench.kernel.enrol(&workload, false, false).err().map(|why| why.as_str());
+        let snapshot = bench.snapshot();
+        let of = |workload: Workload| bench.kernel.enrol(&workload, &snapshot, false).err().map(|why| why.as_str());
         let stolen = Workload { netns: Some(theirs.netns().path()), ..workload_of(&mine, PeerMode::Permissive) };
         assert_eq!(of(stolen), Some("netns_mismatch"), "a namespace that belongs to another pod");
         let mut foreign = workload_of(&mine, PeerMode::Permissive);

@@ -16,7 +16,7 @@ use super::super::pod_net::{PodNet, SocketUse};
 use super::super::{Deps, Limits, PodHandle, PodListeners, Proxy, TUNNEL_PORT, WIRE, worker};
 use crate::balance::Balancer;
 use crate::identity::testing::{TestCa, identity};
-use crate::model::addr::{EndpointAddr, OrigDst};
+use crate::model::addr::{EndpointAddr, OrigDst, Scope};
 use crate::model::identity::Identity;
 use crate::model::policy::Policy;
 use crate::model::service::{Endpoint, ServicePort};
@@ -141,9 +141,13 @@ impl PodNet for LoopbackNet {
         &self.uid
     }
 
-    fn original_destination(&self, accepted: BorrowedFd<'_>) -> Option<OrigDst> {
+    fn original_destination(&self, accepted: BorrowedFd<'_>) -> Option<(OrigDst, Scope)> {
         let client = SockRef::from(&accepted).peer_addr().unwrap().as_socket().unwrap();
-        self.dialled.lock().unwrap().remove(&client)
+        Some((self.dialled.lock().unwrap().remove(&client)?, Scope::All))
+    }
+
+    fn proven_client(&self, _local: SocketAddr, _peer: SocketAddr) -> Option<WorkloadUid> {
+        None
     }
 
     fn socket(&self, to: SocketAddr, purpose: SocketUse) -> std::io::Result<Socket> {

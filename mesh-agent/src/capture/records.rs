@@ -1,0 +1,55 @@
+//! The kernel's records of who opened a connection: read to name a native connection's client.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{PoisonError, RwLock};
+
+use aya::Ebpf;
+use aya::maps::{HashMap as BpfHashMap, MapData};
+use mesh_common::key::FlowKey;
+use mesh_common::value::{FLOW_NATIVE, FlowValue};
+
+use super::error::CaptureError;
+use super::kernel::take;
+use super::sync::key_ip;
+use crate::model::workload::WorkloadUid;
+
+/// Records of connections under way and of live native ones, and whose the network namespaces are.
+pub(super) struct Records {
+    flows: BpfHashMap<MapData, FlowKey, FlowValue>,
+    native: BpfHashMap<MapData, FlowKey, FlowValue>,
+    pods: RwLock<HashMap<u64, WorkloadUid>>,
+}
+
+impl Records {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        Ok(Self { flows: take(ebpf, "flows")?, native: take(ebpf, "native")?, pods: RwLock::default() })
+    }
+
+    pub(super) fn enter(&self, netns_cookie: u64, uid: WorkloadUid) {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(netns_cookie, uid);
+    }
+
+    pub(super) fn leave(&self, netns_cookie: u64) {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(&netns_cookie);
+    }
+
+    /// The enrolled pod with this netns.
+    pub(super) fn pod(&self, netns_cookie: u64) -> Option<WorkloadUid> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).get(&netns_cookie).cloned()
+    }
+
+    /// The pod that opened the connection from `peer` to `local`, if it came by the native lane to the pod with
+    /// `netns_cookie`.
+    pub(super) fn client(&self, netns_cookie: u64, local: SocketAddr, peer: SocketAddr) -> Option<WorkloadUid> {
+        let key = FlowKey {
+            client_ip: key_ip(peer.ip()),
+            server_ip: key_ip(local.ip()),
+            client_port: peer.port(),
+            server_port: local.port(),
+        };
+        let flow = self.native.get(&key, 0).or_else(|_| self.flows.get(&key, 0)).ok()?;
+        let proves = flow.kind == FLOW_NATIVE && flow.server_cookie == netns_cookie;
+        proves.then(|| self.pod(flow.netns_cookie)).flatten()
+    }
+}

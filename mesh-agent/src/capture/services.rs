@@ -1,0 +1,163 @@
+//! The kernel's `services` and `endpoints`: virtual addresses, and which of their endpoints are pods of this node.
+//!
+//! A list of endpoints is written once and never changed: a service is switched to another list in one step, and
+//! the old one goes a while after nobody refers to it.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use mesh_common::key::{EndpointKey, ServiceKey};
+use mesh_common::value::{EndpointValue, SERVICE_EMPTY, ServiceValue};
+
+use super::error::CaptureError;
+use super::kernel::Maps;
+use super::sync::key_ip;
+use crate::balance::{Client, eligible};
+use crate::model::service::ServicePort;
+use crate::model::workload::WorkloadUid;
+use crate::snapshot::Snapshot;
+
+const IPPROTO_TCP: u16 = 6;
+/// How long a list stays that no service refers to: see `rules`.
+const LINGER: Duration = Duration::from_secs(1);
+/// The list of services without an endpoint on this node.
+const NO_LIST: u32 = 0;
+
+/// What the maps hold.
+#[derive(Default)]
+pub(super) struct Written {
+    services: HashMap<ServiceKey, ServiceValue>,
+    lists: HashMap<Vec<EndpointValue>, List>,
+    last: u32,
+}
+
+struct List {
+    id: u32,
+    unwanted_since: Option<Instant>,
+}
+
+impl Written {
+    /// What an earlier agent left.
+    pub(super) fn of(
+        services: HashMap<ServiceKey, ServiceValue>,
+        endpoints: impl Iterator<Item = (EndpointKey, EndpointValue)>,
+    ) -> Self {
+        let mut slots: HashMap<u32, Vec<(u32, EndpointValue)>> = HashMap::new();
+        for (key, value) in endpoints {
+            slots.entry(key.list).or_default().push((key.slot, value));
+        }
+        let last = slots.keys().copied().max().unwrap_or(NO_LIST);
+        let mut lists = HashMap::new();
+        for (id, mut slots) in slots {
+            slots.sort_unstable_by_key(|(slot, _)| *slot);
+            lists.insert(slots.into_iter().map(|(_, value)| value).collect(), List { id, unwanted_since: None });
+        }
+        Self { services, lists, last }
+    }
+}
+
+/// Makes the maps say what the snapshot says. `cookies` are the pods that connections can go to natively.
+///
+/// # Errors
+/// The first entry that cannot be written.
+pub(super) fn sync(
+    maps: &mut Maps,
+    snapshot: &Snapshot,
+    cookies: &HashMap<WorkloadUid, u64>,
+) -> Result<(), CaptureError> {
+    let zone = snapshot.local_workloads().next().map(|workload| workload.zone.clone()).unwrap_or_default();
+    let client = |ip| Client { ip, node: snapshot.node().into(), zone: zone.clone() };
+    let mut wanted = HashSet::new();
+    let mut used = HashSet::new();
+    for service in snapshot.services() {
+        for vip in &service.vips {
+            let key = ServiceKey { ip: key_ip(*vip), port: service.port, protocol: IPPROTO_TCP };
+            let value = value(maps, snapshot, service, &client(*vip), cookies)?;
+            if maps.services_written.services.get(&key) != Some(&value) {
+                maps.services.insert(key, value, 0).map_err(|e| CaptureError::map("services", &e))?;
+                maps.services_written.services.insert(key, value);
+            }
+            wanted.insert(key);
+            used.insert(value.list);
+        }
+    }
+    let services = &mut maps.services;
+    maps.services_written.services.retain(|key, _| {
+        let keep = wanted.contains(key);
+        if !keep {
+            let _ = services.remove(key);
+        }
+        keep
+    });
+    retire(maps, &used);
+    Ok(())
+}
+
+fn value(
+    maps: &mut Maps,
+    snapshot: &Snapshot,
+    service: &ServicePort,
+    client: &Client,
+    cookies: &HashMap<WorkloadUid, u64>,
+) -> Result<ServiceValue, CaptureError> {
+    let eligible = eligible(service, client);
+    let Some(first) = eligible.first().map(|endpoint| endpoint.addr.addr()) else {
+        let nothing = ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: 0, list: 0, eligible: 0, local: 0 };
+        return Ok(ServiceValue { flags: SERVICE_EMPTY, ..nothing });
+    };
+    let here = |ip: IpAddr, uid: &WorkloadUid| {
+        let workload = snapshot.workload(uid).filter(|w| w.captured.is_some() && w.ips.contains(&ip))?;
+        cookies.get(&workload.uid).copied()
+    };
+    let mut list: Vec<EndpointValue> = Vec::new();
+    // Who is pinned to an endpoint is the agent's to remember.
+    if service.affinity.is_none() {
+        list.extend(eligible.iter().filter_map(|endpoint| {
+            let netns_cookie = here(endpoint.addr.ip(), endpoint.workload.as_ref()?)?;
+            let (ip, port) = (key_ip(endpoint.addr.ip()), endpoint.addr.port());
+            Some(EndpointValue { netns_cookie, ip, port, pad: [0; 3] })
+        }));
+    }
+    let count = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
+    let (eligible, local) = (count(eligible.len()), count(list.len()));
+    let list = write_list(maps, list)?;
+    Ok(ServiceValue { fallback_ip: key_ip(first.ip()), fallback_port: first.port(), flags: 0, list, eligible, local })
+}
+
+/// The number of the list with these endpoints, written if there is none yet.
+fn write_list(maps: &mut Maps, endpoints: Vec<EndpointValue>) -> Result<u32, CaptureError> {
+    if endpoints.is_empty() {
+        return Ok(NO_LIST);
+    }
+    let written = &mut maps.services_written;
+    if let Some(list) = written.lists.get_mut(&endpoints) {
+        list.unwanted_since = None;
+        return Ok(list.id);
+    }
+    written.last = written.last.wrapping_add(1).max(1);
+    let id = written.last;
+    for (slot, endpoint) in (0..).zip(&endpoints) {
+        let inserted = maps.endpoints.insert(EndpointKey { list: id, slot }, endpoint, 0);
+        inserted.map_err(|e| CaptureError::map("endpoints", &e))?;
+    }
+    written.lists.insert(endpoints, List { id, unwanted_since: None });
+    Ok(id)
+}
+
+fn retire(maps: &mut Maps, used: &HashSet<u32>) {
+    let now = Instant::now();
+    let map = &mut maps.endpoints;
+    maps.services_written.lists.retain(|endpoints, list| {
+        if used.contains(&list.id) {
+            return true;
+        }
+        if now.duration_since(*list.unwanted_since.get_or_insert(now)) < LINGER {
+            return true;
+        }
+        for (slot, _) in (0..).zip(endpoints) {
+            let _ = map.remove(&EndpointKey { list: list.id, slot });
+        }
+        false
+    });
+}
