@@ -53,6 +53,21 @@ pub struct AgentOptions {
     pub instead: Vec<(String, String)>,
 }
 
+impl AgentOptions {
+    /// The same with another value for one option of `run`.
+    #[must_use]
+    pub fn with(mut self, option: &str, value: &str) -> Self {
+        self.instead.retain(|(name, _)| name != option);
+        self.instead.push((option.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn metrics(&self) -> Result<SocketAddr> {
+        let given = self.instead.iter().find(|(name, _)| name == "--metrics");
+        given.map_or(Ok(METRICS), |(_, address)| address.parse().with_context(|| format!("--metrics {address}")))
+    }
+}
+
 /// One node's agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -60,6 +75,7 @@ pub struct Agent {
     options: AgentOptions,
     instance: String,
     state: PathBuf,
+    metrics: SocketAddr,
 }
 
 impl Agent {
@@ -68,6 +84,14 @@ impl Agent {
     /// # Errors
     /// When it cannot be started.
     pub fn start(node: &Node, options: AgentOptions) -> Result<Self> {
+        Self::start_program(node, options, "agent", &programs::agent()?)
+    }
+
+    /// As [`Self::start`], under another name and from another program: beside one that runs.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_program(node: &Node, options: AgentOptions, name: &str, program: &Path) -> Result<Self> {
         let state = node.folder().join("state");
         fs::create_dir_all(&state)?;
         let instance = instance(node);
@@ -93,10 +117,11 @@ impl Agent {
         }
         arguments.retain(|(name, _)| options.instead.iter().all(|(other, _)| other != name));
         arguments.extend(options.instead.iter().map(|(name, value)| (name.as_str(), value.clone())));
-        let mut command = Command::new(programs::agent()?);
+        let mut command = Command::new(program);
         command.arg("run").args(arguments.iter().flat_map(|(name, value)| [*name, value])).env_remove("RUST_LOG");
-        let process = node.spawn("agent", command)?;
-        Ok(Self { process, options, instance, state })
+        let process = node.spawn(name, command)?;
+        let metrics = options.metrics()?;
+        Ok(Self { process, options, instance, state, metrics })
     }
 
     /// Waits for `/readyz`.
@@ -108,7 +133,7 @@ impl Agent {
             if let Err(ended) = self.process.check_running() {
                 return Ok(Err(ended));
             }
-            let response = http::get(node.netns(), METRICS, "/readyz")?;
+            let response = http::get(node.netns(), self.metrics, "/readyz")?;
             ensure!(response.status == 200, "/readyz: {} {}", response.status, response.body.trim());
             Ok(Ok(()))
         });
@@ -145,6 +170,17 @@ impl Agent {
         Ok(self.options.clone())
     }
 
+    /// Waits until it ends by itself, as one does that was succeeded; gives what it said.
+    ///
+    /// # Errors
+    /// When it runs on, or ends with an error.
+    pub fn ends(mut self, within: Duration) -> Result<String> {
+        let status = self.process.wait(within)?;
+        let said = self.process.stderr();
+        ensure!(status.success(), "the agent ended with {status}:\n{}", tail(&said, 15));
+        Ok(said)
+    }
+
     /// Takes a stopped agent's programs, maps and pins off the node.
     ///
     /// # Errors
@@ -172,7 +208,7 @@ impl Agent {
     /// # Errors
     /// When it does not answer.
     pub fn metrics(&self, node: &Node) -> Result<Metrics> {
-        let response = http::get(node.netns(), METRICS, "/metrics")?;
+        let response = http::get(node.netns(), self.metrics, "/metrics")?;
         ensure!(response.status == 200, "/metrics: {}", response.status);
         ensure!(response.body.ends_with("# EOF\n"), "/metrics does not end with # EOF");
         Ok(Metrics::parse(&response.body))
@@ -216,6 +252,12 @@ impl Agent {
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// How it was started.
+    #[must_use]
+    pub fn options(&self) -> &AgentOptions {
+        &self.options
     }
 
     /// Its state folder.

@@ -208,6 +208,11 @@ impl Mesh {
         agent.ready(self.topology.node(side), READY_WITHIN)
     }
 
+    /// Puts an agent that the test has started into one node's place; gives the one that was there.
+    pub fn replace_agent(&mut self, side: Side, agent: Agent) -> Option<Agent> {
+        self.agents.of_mut(side).replace(agent)
+    }
+
     /// Takes one node's agent out, to be killed or stopped by the test.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ pub mod status;
 
 pub use http::serve as serve_metrics;
 pub use ready::{Condition, Readiness};
-pub use socket::{SOCKET_NAME, fetch as fetch_status, serve as serve_status};
+pub use socket::{SOCKET_NAME, fetch as fetch_status, listen as private_socket, serve as serve_status};
 
 /// Why an admin endpoint cannot be served or asked.
 #[derive(Debug, thiserror::Error)]

@@ -15,6 +15,8 @@ pub enum Condition {
     Kernel,
     /// Every opted-in pod that can be captured is.
     Pods,
+    /// No other agent of this instance is in charge of the pods any more.
+    Handover,
     /// The agent is not stopping.
     Serving,
 }

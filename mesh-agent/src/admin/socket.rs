@@ -30,14 +30,23 @@ pub fn serve<S: Fn() -> Status + Send + Sync + 'static>(
     state_dir: &Path,
     status: S,
 ) -> Result<impl Future<Output = ()> + use<S>, AdminError> {
-    let path = state_dir.join(SOCKET_NAME);
+    Ok(accept(listen(state_dir, SOCKET_NAME)?, Arc::new(status)))
+}
+
+/// A unix socket `name` in `state_dir` that only this user may connect to. Takes the place of the one that is
+/// there: an agent that is gone leaves its file behind, and a successor takes its predecessor's over.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn listen(state_dir: &Path, name: &str) -> Result<UnixListener, AdminError> {
+    let path = state_dir.join(name);
     let fail = |source| AdminError::Socket { path: path.clone(), source };
-    let making = state_dir.join(format!(".{SOCKET_NAME}.{}", std::process::id()));
+    let making = state_dir.join(format!(".{name}.{}", std::process::id()));
     let _ = fs::remove_file(&making);
     let listener = UnixListener::bind(&making).map_err(fail)?;
     fs::set_permissions(&making, fs::Permissions::from_mode(0o600)).map_err(fail)?;
     fs::rename(&making, &path).map_err(fail)?;
-    Ok(accept(listener, Arc::new(status)))
+    Ok(listener)
 }
 
 async fn accept(listener: UnixListener, status: Arc<impl Fn() -> Status + Send + Sync + 'static>) {

@@ -1,37 +1,46 @@
 //! The composition root: the only file that knows every room. It starts them in order, runs until told to stop,
 //! and takes them down in the opposite order. It decides nothing.
 
+mod duties;
+mod handover;
 mod kernel_events;
 mod metrics;
 mod pods;
+mod pods_thread;
 mod stage;
 mod status;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
-use crate::admin::{self, Condition, Readiness};
+use crate::admin::{Condition, Readiness};
 use crate::balance::Balancer;
-use crate::capture::{Kernel, KernelConfig, uninstall};
+use crate::capture::{Kernel, KernelConfig, uninstall as uninstall_instance};
 use crate::config::{Ca, Config, Source};
 use crate::control::{self, DirConfig, publish_captured};
 use crate::identity::{
     CaAuth, CaClient, CertStore, GrpcCa, GrpcTarget, LocalCa, NodeIdentity, NodeLogin, NodeName, Rotator,
     RotatorSettings,
 };
+use crate::model::identity::Identity;
 use crate::proxy::{self, Deps, Limits, Proxy};
 use crate::snapshot::SnapshotStore;
 use crate::sys;
 use crate::telemetry::{Registry, Telemetry};
 use crate::tls::Tls;
+use duties::{Duties, Running};
+use handover::charge::Charge;
+use handover::successor;
 use metrics::{Board, BoardCollector};
 use pods::{Parts, Pods};
+use pods_thread::{Order, PodsThread};
 
 /// How often series of vanished workloads are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -48,14 +57,12 @@ pub fn run(config: Config) -> Result<()> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("--state-dir {}", config.state_dir.display()))?;
-    // Before any thread is made: it moves the whole process into its own cgroup.
-    let kernel = Arc::new(Kernel::start(kernel_config(&config))?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
         .enable_all()
         .build()?;
-    runtime.block_on(serve(config, kernel))
+    runtime.block_on(serve(config))
 }
 
 fn kernel_config(config: &Config) -> KernelConfig {
@@ -72,82 +79,170 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(config: Config, kernel: Arc<Kernel>) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let ready = Arc::new(Readiness::waiting(&[
-        (Condition::Source, "the objects have not been read yet"),
-        (Condition::Pods, "the pods have not been looked at yet"),
-    ]));
-    let snapshots = Arc::new(SnapshotStore::default());
-    let certificates = Arc::new(CertStore::new(&config.trust_domain));
-    let registry = Arc::new(Registry::default());
-    let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(std::io::stdout()))?;
-    let board = Arc::new(Board::new(Arc::clone(&kernel), Arc::clone(&snapshots), Arc::clone(&certificates)));
-    registry.register(|r| r.register_collector(Box::new(BoardCollector(Arc::clone(&board)))));
+/// What stands before anything of the node is touched: the objects, certificates, telemetry.
+struct Base {
+    ready: Arc<Readiness>,
+    snapshots: Arc<SnapshotStore>,
+    certificates: Arc<CertStore>,
+    wanted: watch::Sender<BTreeSet<Identity>>,
+    registry: Arc<Registry>,
+    telemetry: Arc<Telemetry>,
+    source: JoinHandle<Result<()>>,
+}
 
-    let wanted = watch::Sender::new(BTreeSet::new());
-    let rotator = Rotator::new(Arc::clone(&certificates), ca_client(&config)?, RotatorSettings::default());
-    tokio::spawn(rotator.run(wanted.subscribe()));
+impl Base {
+    fn start(config: &Config) -> Result<Self> {
+        let ready = Arc::new(Readiness::waiting(&[
+            (Condition::Source, "the objects have not been read yet"),
+            (Condition::Pods, "the pods have not been looked at yet"),
+            (Condition::Handover, "not in charge of the node yet"),
+        ]));
+        let snapshots = Arc::new(SnapshotStore::default());
+        let certificates = Arc::new(CertStore::new(&config.trust_domain));
+        let registry = Arc::new(Registry::default());
+        let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(std::io::stdout()))?;
+        let wanted = watch::Sender::new(BTreeSet::new());
+        let rotator = Rotator::new(Arc::clone(&certificates), ca_client(config)?, RotatorSettings::default());
+        tokio::spawn(rotator.run(wanted.subscribe()));
+        let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
+        Ok(Self { ready, snapshots, certificates, wanted, registry, telemetry, source })
+    }
+}
 
-    let balancer = Arc::new(Balancer::new());
-    let proxy = Arc::new(Proxy::new(Deps {
-        snapshots: Arc::clone(&snapshots),
-        balancer: Arc::clone(&balancer),
-        tls: Arc::new(Tls::new(Arc::clone(&certificates))),
-        telemetry: Arc::clone(&telemetry),
-        limits: Limits::default(),
-        workers: config.workers,
-        reserved_ports: (0..=u16::MAX).filter(|port| mesh_common::limits::is_agent_port(*port)).collect(),
-    })?);
-
-    let metrics = admin::serve_metrics(config.metrics, registry, Arc::clone(&ready)).await?;
-    tokio::spawn(metrics);
-    tokio::spawn(admin::serve_status(&config.state_dir, status::source(&config, &board, &proxy))?);
-    let scribe = kernel_events::Scribe {
-        kernel: Arc::clone(&kernel),
-        snapshots: Arc::clone(&snapshots),
-        telemetry: Arc::clone(&telemetry),
+async fn serve(config: Config) -> Result<()> {
+    let mut stop = Stop::on_signals()?;
+    let mut base = Base::start(&config)?;
+    let prepared = async || successor::prepared(&base.snapshots, &base.certificates, &base.wanted).await;
+    let mandate = tokio::select! {
+        mandate = successor::take_over(&config.state_dir, &config.instance, prepared) => mandate?,
+        () = stop.told() => return Ok(()),
     };
-    tokio::spawn(scribe.write_all(kernel.events()?));
-    tokio::spawn(sweep(Arc::clone(&telemetry), balancer, Arc::clone(&snapshots)));
-    let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
+    // From here on nobody else writes.
+    let kernel = Arc::new(Kernel::start(kernel_config(&config))?);
+    let board = Board::new(Arc::clone(&kernel), Arc::clone(&base.snapshots), Arc::clone(&base.certificates));
+    let board = Arc::new(board);
+    base.registry.register(|r| r.register_collector(Box::new(BoardCollector(Arc::clone(&board)))));
+    let balancer = Arc::new(Balancer::new());
+    let proxy = Arc::new(proxy(&config, &base, Arc::clone(&balancer))?);
+    tokio::spawn(sweep(Arc::clone(&base.telemetry), balancer, Arc::clone(&base.snapshots)));
 
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let mut duties = Duties {
+        config: config.clone(),
+        kernel: Arc::clone(&kernel),
+        proxy: Arc::clone(&proxy),
+        snapshots: Arc::clone(&base.snapshots),
+        telemetry: Arc::clone(&base.telemetry),
+        registry: Arc::clone(&base.registry),
+        ready: Arc::clone(&base.ready),
+        board: Arc::clone(&board),
+        orders: orders.clone(),
+        running: Running::default(),
+    };
+    duties.read_events()?;
+    let (standing, stands) = oneshot::channel();
+    let thread = PodsThread {
+        snapshots: Arc::clone(&base.snapshots),
+        board,
+        ready: Arc::clone(&base.ready),
+        standing: Some(standing),
+    };
     let parts = Parts {
         kernel: Arc::clone(&kernel),
         proxy: Arc::clone(&proxy),
-        certificates,
-        wanted,
+        certificates: Arc::clone(&base.certificates),
+        wanted: base.wanted.clone(),
         publish: publisher(&config),
         wire: proxy::WIRE.iter().map(|alpn| Arc::from(*alpn)).collect(),
     };
-    let (stop_pods, stopped) = oneshot::channel();
-    let pods = PodsThread { snapshots, board, ready: Arc::clone(&ready) };
-    let pods = std::thread::Builder::new().name("pods".into()).spawn(move || pods.run(Pods::new(parts), stopped))?;
+    let pods = std::thread::Builder::new().name("pods".into()).spawn(move || thread.run(Pods::new(parts), ordered))?;
 
+    let (succeeded, mut successor) = oneshot::channel();
+    let mut charge = Charge::new(mandate, stands, duties, succeeded);
     tracing::info!(node = config.node, instance = config.instance, metrics = %config.metrics, "mesh-agent is up");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        ended = source => {
-            ended.context("the source's task")??;
+    let why = tokio::select! {
+        () = stop.told() => Why::Told,
+        Ok(()) = &mut successor => Why::Succeeded,
+        ended = &mut base.source => Why::Failed(ended.context("the source's task").flatten().err()),
+        Err(error) = charge.run() => Why::Failed(Some(error)),
+    };
+    base.ready.lacks(Condition::Serving, "stopping".to_owned());
+    // A predecessor that still waits serves again before this agent stops to.
+    charge.leave().await;
+    Ending { config: &config, kernel: &kernel, proxy: &proxy, orders, pods }.end(why).await
+}
+
+/// Why the agent ends.
+enum Why {
+    /// By a signal.
+    Told,
+    /// Another agent of this instance is in charge.
+    Succeeded,
+    /// It cannot go on.
+    Failed(Option<anyhow::Error>),
+}
+
+/// What is taken down at the end.
+struct Ending<'a> {
+    config: &'a Config,
+    kernel: &'a Kernel,
+    proxy: &'a Proxy,
+    orders: mpsc::UnboundedSender<Order>,
+    pods: std::thread::JoinHandle<()>,
+}
+
+impl Ending<'_> {
+    async fn end(self, why: Why) -> Result<()> {
+        tracing::info!(grace_seconds = self.config.grace.as_secs(), "stopping");
+        // What is installed is another agent's by now, or is left for the next one.
+        let uninstall = self.config.uninstall_on_exit && matches!(why, Why::Told);
+        let _ = self.orders.send(Order::Stop { uninstall });
+        self.kernel.let_listeners_go();
+        let drained = self.proxy.shutdown(self.config.grace).await;
+        if !drained {
+            tracing::warn!("some connections did not end within the grace period and were cut");
+        }
+        if self.pods.join().is_err() {
+            tracing::error!("the thread that cares for the pods had died");
+        }
+        if uninstall {
+            self.kernel.leave_cgroup();
+            uninstall_instance(&kernel_config(self.config)).context("uninstalling")?;
+        }
+        match why {
+            Why::Failed(Some(error)) => Err(error),
+            _ => Ok(()),
         }
     }
-    ready.lacks(Condition::Serving, "stopping".to_owned());
-    tracing::info!(grace_seconds = config.grace.as_secs(), "stopping");
-    let _ = stop_pods.send(config.uninstall_on_exit);
-    let drained = proxy.shutdown(config.grace).await;
-    if !drained {
-        tracing::warn!("some connections did not end within the grace period and were cut");
+}
+
+/// SIGTERM and SIGINT.
+struct Stop([Signal; 2]);
+
+impl Stop {
+    fn on_signals() -> Result<Self> {
+        Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]))
     }
-    if pods.join().is_err() {
-        tracing::error!("the thread that cares for the pods had died");
+
+    async fn told(&mut self) {
+        let [terminate, interrupt] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
-    if config.uninstall_on_exit {
-        kernel.leave_cgroup();
-        uninstall(&kernel_config(&config)).context("uninstalling")?;
-    }
-    Ok(())
+}
+
+fn proxy(config: &Config, base: &Base, balancer: Arc<Balancer>) -> Result<Proxy> {
+    Ok(Proxy::new(Deps {
+        snapshots: Arc::clone(&base.snapshots),
+        balancer,
+        tls: Arc::new(Tls::new(Arc::clone(&base.certificates))),
+        telemetry: Arc::clone(&base.telemetry),
+        limits: Limits::default(),
+        workers: config.workers,
+        reserved_ports: (0..=u16::MAX).filter(|port| mesh_common::limits::is_agent_port(*port)).collect(),
+    })?)
 }
 
 fn ca_client(config: &Config) -> Result<Arc<dyn CaClient>> {
@@ -187,70 +282,11 @@ async fn sweep(telemetry: Arc<Telemetry>, balancer: Arc<Balancer>, snapshots: Ar
     }
 }
 
-/// The thread on which pods are enrolled: it may block.
-struct PodsThread {
-    snapshots: Arc<SnapshotStore>,
-    board: Arc<Board>,
-    ready: Arc<Readiness>,
-}
-
-impl PodsThread {
-    fn run(self, mut pods: Pods, mut stop: oneshot::Receiver<bool>) {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
-            tracing::error!("the thread that cares for the pods could not start");
-            return;
-        };
-        let mut snapshots = self.snapshots.watch();
-        let mut certificates = self.board.certificates.watch();
-        loop {
-            let mut next = None;
-            // Generation 0 is not a state of the mesh: nothing has been read yet.
-            let snapshot = self.snapshots.load();
-            if snapshot.generation() > 0 {
-                next = pods.reconcile(&snapshot, Instant::now());
-                self.put_up(&pods);
-            }
-            let stopping = runtime.block_on(async {
-                let timer = async {
-                    match next {
-                        Some(next) => tokio::time::sleep_until(next.into()).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    uninstalling = &mut stop => Some(uninstalling.unwrap_or(false)),
-                    _ = snapshots.changed() => None,
-                    _ = certificates.changed() => None,
-                    () = timer => None,
-                }
-            });
-            match stopping {
-                Some(true) => return pods.take_down(),
-                Some(false) => return,
-                None => {}
-            }
-        }
-    }
-
-    fn put_up(&self, pods: &Pods) {
-        let report = pods.report();
-        let joining: Vec<String> =
-            report.iter().filter(|pod| pod.stage == "joining").map(|pod| pod.workload.display_name()).collect();
-        if joining.is_empty() {
-            self.ready.holds(Condition::Pods);
-        } else {
-            self.ready.lacks(Condition::Pods, format!("joining: {}", joining.join(", ")));
-        }
-        self.ready.holds(Condition::Source);
-        self.board.put(report);
-    }
-}
-
 /// Removes everything of an instance whose agent is gone.
 ///
 /// # Errors
 /// When its pin directory cannot be removed.
 pub fn remove_instance(instance: String, bpffs: PathBuf, cgroup: PathBuf) -> Result<()> {
     sys::remember_home_netns().context("/proc is needed")?;
-    uninstall(&KernelConfig { instance, cgroup, bpffs }).context("uninstalling")
+    uninstall_instance(&KernelConfig { instance, cgroup, bpffs }).context("uninstalling")
 }

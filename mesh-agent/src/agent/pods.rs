@@ -181,11 +181,13 @@ impl Pods {
         lenient: bool,
     ) -> Result<(Arc<EnrolledPod>, PodHandle), NotCaptured> {
         let (pod, sockets) = self.parts.kernel.enrol(workload, snapshot, lenient)?;
-        let added = self.parts.proxy.add_pod(PodListeners {
-            pod: Arc::clone(&pod) as _,
-            outbound: sockets.outbound,
-            tunnel: sockets.tunnel,
-            plaintext: sockets.plaintext,
+        let added = pod.keep(&sockets).and_then(|()| {
+            self.parts.proxy.add_pod(PodListeners {
+                pod: Arc::clone(&pod) as _,
+                outbound: sockets.outbound,
+                tunnel: sockets.tunnel,
+                plaintext: sockets.plaintext,
+            })
         });
         match added {
             Ok(handle) => Ok((pod, handle)),
@@ -320,6 +322,23 @@ impl Pods {
     /// Where every pod stands.
     pub(super) fn report(&self) -> Vec<PodReport> {
         self.stages.values().map(|(workload, stage)| stage.report(workload)).collect()
+    }
+
+    /// Whether every pod that an earlier agent had captured is served by this one, or cannot be.
+    pub(super) fn stand(&self) -> bool {
+        let waits = |uid: &WorkloadUid| {
+            matches!(self.stages.get(uid), Some((_, Stage::Joining(_)))) && self.inherited.contains_key(uid)
+        };
+        !self.stages.keys().any(waits)
+    }
+
+    /// Puts everything back as this agent had it, after another one has begun to take over and failed.
+    pub(super) fn take_back(&mut self) {
+        if let Err(error) = self.parts.kernel.take_back() {
+            tracing::error!(%error, "a pod's connections do not come here again");
+        }
+        // The other one may have published.
+        self.published = None;
     }
 
     /// Takes every pod out, for an uninstall: published first, then hooks, then what is inside the pods.

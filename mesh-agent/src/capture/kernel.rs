@@ -212,7 +212,24 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Puts this agent's programs into the cgroup's links once more.
+    pub(super) fn attach(&self) -> Result<(), CaptureError> {
+        let path = &self.config.cgroup;
+        let cgroup = File::open(path).map_err(|source| CaptureError::Cgroup { path: path.clone(), source })?;
+        attach(&self.config, &cgroup, &mut load(&self.config, None)?)
+    }
+}
+
 impl Maps {
+    /// Looks at what the maps hold that another agent has written to.
+    pub(super) fn read_again(&mut self) {
+        self.mirror = Mirror::of(self);
+        self.rules = rules::Written::of(self.policy.keys().filter_map(Result::ok));
+        let services = self.services.iter().filter_map(Result::ok).collect();
+        self.services_written = services::Written::of(services, self.endpoints.iter().filter_map(Result::ok));
+    }
+
     fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
         let mut maps = Self {
             pods: take(ebpf, "pods")?,
@@ -228,10 +245,7 @@ impl Maps {
             rules: rules::Written::default(),
             services_written: services::Written::default(),
         };
-        maps.mirror = Mirror::of(&maps);
-        maps.rules = rules::Written::of(maps.policy.keys().filter_map(Result::ok));
-        let services = maps.services.iter().filter_map(Result::ok).collect();
-        maps.services_written = services::Written::of(services, maps.endpoints.iter().filter_map(Result::ok));
+        maps.read_again();
         Ok(maps)
     }
 }

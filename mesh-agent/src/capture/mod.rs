@@ -7,6 +7,7 @@
 mod digest;
 mod error;
 mod events;
+mod handover;
 mod kernel;
 mod links;
 mod netlink;

@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, SkStorage};
-use mesh_common::key::{LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey};
 use mesh_common::limits::{CAPTURE_PORT_FIRST, PLAINTEXT_PORT, TUNNEL_PORT};
 use mesh_common::value::{AGENT_DELIVERY, AGENT_UPSTREAM, LANE_CAPTURED, LANE_CAPTURED_REST, OrigDst as KernelOrigDst};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::{CaptureError, NotCaptured};
+use super::handover::KeptListeners;
 use super::kernel::Kernel;
 use super::netns::Netns;
 use super::records::Records;
@@ -47,6 +47,7 @@ pub struct EnrolledPod {
     pub(super) records: Arc<Records>,
     pub(super) captures: AtomicBool,
     pub(super) lenient: AtomicBool,
+    pub(super) kept: KeptListeners,
 }
 
 /// Who is enrolled, by uid.
@@ -92,6 +93,7 @@ impl Kernel {
             netns,
             captures: AtomicBool::new(false),
             lenient: AtomicBool::new(lenient),
+            kept: KeptListeners::default(),
         });
         let installed = self.install_pod(&pod, workload, snapshot, &sockets);
         if let Err(error) = installed {
@@ -121,17 +123,7 @@ impl Kernel {
             }
             let policy = rules::name(&maps, snapshot, workload);
             sync::write_pod(&mut maps, pod, workload, policy)?;
-            let listeners = [
-                (LISTENER_OUTBOUND, &sockets.outbound),
-                (LISTENER_TUNNEL, &sockets.tunnel),
-                (LISTENER_PLAINTEXT, &sockets.plaintext),
-            ];
-            for (kind, listener) in listeners {
-                let key = ListenerKey { netns_cookie: pod.netns.cookie, kind, pad: 0 };
-                maps.listeners
-                    .insert(key, listener.as_fd().as_raw_fd(), 0)
-                    .map_err(|e| CaptureError::map("listeners", &e))?;
-            }
+            pod.steer_to(sockets, &mut maps)?;
         }
         self.install_lookup(&pod.netns)
     }
@@ -145,6 +137,7 @@ impl Kernel {
     }
 
     fn remove_pod(&self, pod: &EnrolledPod) {
+        pod.kept.let_go();
         // The hook goes first: it drops whatever has no entry in the map.
         if let Err(error) = links::remove(&self.lookup_pin(pod.netns.cookie)) {
             tracing::error!(uid = %pod.uid, %error, "the pod's sk_lookup link could not be unpinned");

@@ -80,6 +80,7 @@ async fn accept_queued(listener: &tokio::net::TcpListener) -> Option<(TcpStream,
 
 /// Counts the connection against the limits and hands it to its worker.
 fn admit(worker: &Rc<Worker>, pod: &Arc<Pod>, door: Door, stream: TcpStream, peer: SocketAddr) {
+    worker.shared.accepted.fetch_add(1, Relaxed);
     let share = match Share::take(&worker.shared.limits, &worker.shared.live, &pod.live) {
         Ok(share) => share,
         Err(failure) => return shed(worker, door, stream, peer, &failure),

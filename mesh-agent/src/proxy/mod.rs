@@ -26,7 +26,7 @@ mod tests;
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -127,6 +127,7 @@ impl Proxy {
             telemetry: deps.telemetry,
             limits: deps.limits,
             live: Arc::default(),
+            accepted: AtomicU64::new(0),
             peers: Arc::default(),
             refused_ports,
         });
@@ -196,6 +197,12 @@ impl Proxy {
     #[must_use]
     pub fn live(&self) -> usize {
         self.shared.live.load(Relaxed)
+    }
+
+    /// Connections accepted since the start, through all listeners.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Relaxed)
     }
 
     /// Who tunnels are open to and from: proven identity, address, number of tunnels.

@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     /// Live connections of the agent.
     pub(super) live: Arc<AtomicUsize>,
+    /// Connections accepted since the start: tells an agent that was succeeded when nobody comes any more.
+    pub(super) accepted: AtomicU64,
     /// Open tunnels, for the operator.
     pub(super) peers: Arc<Peers>,
     /// Ports that no tunnel request may ask for, whatever the pod.
