@@ -4,14 +4,18 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{MsgFlags, SockaddrLike, SockaddrStorage, connect, sendto};
 
 /// Makes `command`'s process start in a network namespace and a cgroup, and die with the thread that starts it.
 ///
@@ -223,23 +227,21 @@ pub fn packets_dropped(socket: &OwnedFd) -> io::Result<u32> {
 }
 
 /// A stream whose `connect()` has returned and whose SYN leaves with the first write (`TCP_FASTOPEN_CONNECT` of
-/// tcp(7)). Made in the network namespace of the calling thread.
+/// tcp(7)). Made in the network namespace of the calling thread, as are those of the functions below.
 ///
 /// # Errors
 /// What the system says.
-pub fn fast_open_connect(to: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let on: nix::libc::c_int = 1;
+pub fn fast_open_connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp_socket(to, libc::IPPROTO_TCP)?;
+    let on: libc::c_int = 1;
     // SAFETY: `on` is valid for reads of the size given, and outlives the call.
     let set = unsafe {
-        nix::libc::setsockopt(
+        libc::setsockopt(
             socket.as_raw_fd(),
-            nix::libc::IPPROTO_TCP,
-            nix::libc::TCP_FASTOPEN_CONNECT,
+            libc::IPPROTO_TCP,
+            libc::TCP_FASTOPEN_CONNECT,
             (&raw const on).cast(),
-            size_of::<nix::libc::c_int>() as nix::libc::socklen_t,
+            size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
     if set != 0 {
@@ -247,4 +249,83 @@ pub fn fast_open_connect(to: std::net::SocketAddr) -> io::Result<std::net::TcpSt
     }
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(socket.into())
+}
+
+/// A stream connected by `sendto(MSG_FASTOPEN)`: no call of `connect()` at all.
+///
+/// # Errors
+/// What the system says.
+pub fn fast_open_send(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp_socket(to, libc::IPPROTO_TCP)?;
+    sendto(socket.as_raw_fd(), b"x", &SockaddrStorage::from(to), MsgFlags::from_bits_retain(libc::MSG_FASTOPEN))?;
+    Ok(socket.into())
+}
+
+/// A stream connected without waiting, and then waited for.
+///
+/// # Errors
+/// What the system says.
+pub fn non_blocking_connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp_socket(to, libc::IPPROTO_TCP)?;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    match connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut wanted = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut wanted, PollTimeout::from(5_000_u16))?;
+    stream.take_error()?.map_or(Ok(stream), Err)
+}
+
+/// A Multipath TCP stream (RFC 8684).
+///
+/// # Errors
+/// What the system says.
+pub fn multipath_connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp_socket(to, libc::IPPROTO_MPTCP)?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(socket.into())
+}
+
+/// A stream connected on a socket whose first `connect()`, to a port that nobody listens on, was refused.
+///
+/// # Errors
+/// What the system says of the second one; the first must be refused.
+pub fn connect_again(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp_socket(to, libc::IPPROTO_TCP)?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(to.ip(), 9))) {
+        Err(Errno::ECONNREFUSED) => {}
+        other => return Err(io::Error::other(format!("port 9 answered {other:?}"))),
+    }
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(socket.into())
+}
+
+/// A stream connected by io_uring(7).
+///
+/// # Errors
+/// What the system says.
+pub fn uring_connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = tcp_socket(to, libc::IPPROTO_TCP)?;
+    let storage = SockaddrStorage::from(to);
+    let mut ring = io_uring::IoUring::new(2)?;
+    let fd = io_uring::types::Fd(socket.as_raw_fd());
+    let entry = io_uring::opcode::Connect::new(fd, storage.as_ptr(), storage.len()).build();
+    // SAFETY: the address outlives the wait below, after which the kernel is done with it.
+    unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().map_or(-libc::EIO, |entry| entry.result());
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(socket.into()) }
+}
+
+fn tcp_socket(to: SocketAddr, protocol: libc::c_int) -> io::Result<OwnedFd> {
+    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointer is involved.
+    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

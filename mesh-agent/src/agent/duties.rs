@@ -45,11 +45,8 @@ pub(super) struct Running {
 impl Duties {
     /// Begins to read what the kernel tells: two readers would take it from each other.
     pub(super) fn read_events(&mut self) -> Result<()> {
-        let scribe = Scribe {
-            kernel: Arc::clone(&self.kernel),
-            snapshots: Arc::clone(&self.snapshots),
-            telemetry: Arc::clone(&self.telemetry),
-        };
+        let (kernel, snapshots) = (Arc::clone(&self.kernel), Arc::clone(&self.snapshots));
+        let scribe = Scribe::new(kernel, snapshots, Arc::clone(&self.telemetry));
         self.running.events = Some(tokio::spawn(scribe.write_all(self.kernel.events()?)));
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! What the kernel decided and carried on its own, written like any other connection: one access-log line, the same
 //! metrics.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_common::counter::Counter;
+use tokio::time::MissedTickBehavior;
 
-use crate::capture::{Closed, EventReader, Kernel, KernelEvent, Refusal};
+use crate::capture::{Closed, EventReader, Kernel, KernelEvent, LiveNative, Refusal, Sweep, Traffic};
 use crate::model::addr::OrigDst;
 use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
@@ -20,20 +23,51 @@ use crate::telemetry::record::{ConnectionRecord, Ending, Party};
 /// Rule of a refusal that no object explains any more: the rules have changed since.
 const CHANGED: &str = "<changed-since>";
 
+/// How often live native connections are read: what they have carried is in the metrics within this time.
+const SWEEP: Duration = Duration::from_secs(15);
+
 /// Writes what the kernel tells.
 pub(super) struct Scribe {
-    pub(super) kernel: Arc<Kernel>,
-    pub(super) snapshots: Arc<SnapshotStore>,
-    pub(super) telemetry: Arc<Telemetry>,
+    kernel: Arc<Kernel>,
+    snapshots: Arc<SnapshotStore>,
+    telemetry: Arc<Telemetry>,
+    /// Connections that a sweep has seen, by ends and start.
+    open: HashMap<Key, Open>,
+}
+
+type Key = (SocketAddr, SocketAddr, u64);
+
+/// A connection that stands: its records are open, and have been given what it had carried.
+struct Open {
+    records: [ConnectionRecord; 2],
+    counted: Traffic,
+    /// Sweeps in a row that did not see it.
+    missed: u8,
 }
 
 impl Scribe {
+    pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, telemetry: Arc<Telemetry>) -> Self {
+        Self { kernel, snapshots, telemetry, open: HashMap::new() }
+    }
+
     /// Reads until the ring is gone.
-    pub(super) async fn write_all(self, mut events: EventReader) {
-        while let Some(event) = events.next().await {
-            match event {
-                KernelEvent::Refused(refusal) => self.refused(&refusal),
-                KernelEvent::Closed(closed) => self.closed(&closed),
+    pub(super) async fn write_all(mut self, mut events: EventReader) {
+        let mut sweeps = tokio::time::interval(SWEEP);
+        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(KernelEvent::Refused(refusal)) => self.refused(&refusal),
+                    Some(KernelEvent::Closed(closed)) => self.closed(&closed),
+                    None => break,
+                },
+                _ = sweeps.tick() => {
+                    let kernel = Arc::clone(&self.kernel);
+                    // It panics nowhere; if it did, the next one is as good.
+                    if let Ok(sweep) = tokio::task::spawn_blocking(move || kernel.sweep()).await {
+                        self.swept(&sweep);
+                    }
+                }
             }
         }
         tracing::error!("the kernel's events cannot be read any more; refusals are still counted");
@@ -62,36 +96,100 @@ impl Scribe {
         record.record(ending(refusal.exit, &snapshot, client.as_deref(), server.as_deref(), from, to));
     }
 
-    fn closed(&self, closed: &Closed) {
+    /// One record for the log line, and one for the series of the other end, as two agents would keep them.
+    fn open(&self, at: &LiveNative) -> [ConnectionRecord; 2] {
         let snapshot = self.snapshots.load();
-        let client = self.pod(&snapshot, closed.client_cookie);
-        let server = self.pod(&snapshot, closed.server_cookie);
-        let service = snapshot.service_by_vip(closed.dialled);
+        let client = self.pod(&snapshot, at.client_cookie);
+        let server = self.pod(&snapshot, at.server_cookie);
+        let service = snapshot.service_by_vip(at.dialled);
         let service = service.map(|s| ServiceName { namespace: Arc::clone(&s.namespace), name: Arc::clone(&s.name) });
-        let outcome = if closed.failed { Outcome::ConnectRefused } else { Outcome::Ok };
-        // One line, and the series of both ends, as two agents would keep them.
-        for reporter in [Reporter::Outbound, Reporter::Inbound] {
+        [Reporter::Outbound, Reporter::Inbound].map(|reporter| {
             let mut record = self.telemetry.open(reporter);
             record.generation = snapshot.generation();
-            name(&mut record.source, client.as_deref(), closed.client);
-            name(&mut record.destination, server.as_deref(), closed.server);
+            name(&mut record.source, client.as_deref(), at.client);
+            name(&mut record.destination, server.as_deref(), at.server);
             record.source.identity = client.as_ref().map(|client| client.identity.clone());
             record.destination.identity = server.as_ref().map(|server| server.identity.clone());
-            record.service = service.clone();
-            record.orig_dst = Some(OrigDst::new(closed.dialled));
+            record.service.clone_from(&service);
+            record.orig_dst = Some(OrigDst::new(at.dialled));
             (record.lane, record.security) = (Lane::Native, Security::Kernel);
-            self.carry(record, closed, reporter, outcome);
+            record
+        })
+    }
+
+    fn swept(&mut self, sweep: &Sweep) {
+        if sweep.orphans > 0 {
+            tracing::warn!(records = sweep.orphans, "records without a connection were removed");
+        }
+        self.open.values_mut().for_each(|open| open.missed += 1);
+        for live in &sweep.live {
+            let key = (live.client, live.server, live.started_ns);
+            let mut open = self.open.remove(&key).unwrap_or_else(|| Open {
+                records: self.open(live),
+                counted: Traffic::default(),
+                missed: 0,
+            });
+            open.missed = 0;
+            open.carry(&live.traffic, None);
+            self.open.insert(key, open);
+        }
+        // Missed once: its event is on the way. Missed twice: its event was lost.
+        let gone: Vec<Key> = self.open.iter().filter(|(_, open)| open.missed > 1).map(|(key, _)| *key).collect();
+        for key in gone {
+            if let Some(open) = self.open.remove(&key) {
+                let reason = "its end was not told: the ring of events was full".to_owned();
+                open.end(Ending { outcome: Outcome::Ok, rule: None, reason });
+            }
         }
     }
 
-    fn carry(&self, mut record: ConnectionRecord, closed: &Closed, reporter: Reporter, outcome: Outcome) {
-        record.carried(closed.sent, closed.received, closed.lasted);
-        if reporter == Reporter::Inbound {
-            return record.record_silently(outcome);
+    fn closed(&mut self, closed: &Closed) {
+        let key = (closed.client, closed.server, closed.started_ns);
+        let open = self.open.remove(&key);
+        let mut open = open.unwrap_or_else(|| Open {
+            records: self.open(&LiveNative {
+                client_cookie: closed.client_cookie,
+                server_cookie: closed.server_cookie,
+                client: closed.client,
+                server: closed.server,
+                dialled: closed.dialled,
+                started_ns: closed.started_ns,
+                traffic: closed.traffic,
+            }),
+            counted: Traffic::default(),
+            missed: 0,
+        });
+        open.carry(&closed.traffic, Some(closed.lasted));
+        open.end(Ending::from(if closed.failed { Outcome::ConnectRefused } else { Outcome::Ok }));
+    }
+}
+
+/// Native connections outlive the agent that counts them; the next one finds them by its sweep.
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        for (_, open) in self.open.drain() {
+            open.records.into_iter().for_each(ConnectionRecord::let_go);
         }
-        record.round_trip = Some(closed.round_trip);
-        record.retransmits = Some(closed.retransmits);
-        record.record(outcome);
+    }
+}
+
+impl Open {
+    /// Counts what has been carried since the last time.
+    fn carry(&mut self, traffic: &Traffic, lasted: Option<Duration>) {
+        let sent = traffic.sent.saturating_sub(self.counted.sent);
+        let received = traffic.received.saturating_sub(self.counted.received);
+        for record in &mut self.records {
+            record.carried(sent, received, lasted);
+            record.round_trip = Some(traffic.round_trip);
+            record.retransmits = Some(traffic.retransmits);
+        }
+        self.counted = *traffic;
+    }
+
+    fn end(self, ending: Ending) {
+        let [line, series] = self.records;
+        series.record_silently(ending.clone());
+        line.record(ending);
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::error::CaptureError;
+use super::sweep::Traffic;
 use crate::model::addr::canonical;
 use crate::sys;
 
@@ -46,16 +47,12 @@ pub struct Closed {
     pub server: SocketAddr,
     /// What the application dialled.
     pub dialled: SocketAddr,
-    /// Bytes that the server acknowledged.
-    pub sent: u64,
-    /// Bytes that the client received.
-    pub received: u64,
+    /// `CLOCK_MONOTONIC` at its SYN, in nanoseconds: tells it from an earlier one between the same ends.
+    pub started_ns: u64,
     /// From the SYN to the end.
     pub lasted: Duration,
-    /// Smoothed round-trip time.
-    pub round_trip: Duration,
-    /// Segments sent again.
-    pub retransmits: u32,
+    /// What it has carried in all.
+    pub traffic: Traffic,
     /// It never stood: the server's port was closed, or the policy changed in between.
     pub failed: bool,
 }
@@ -126,13 +123,16 @@ fn closed(bytes: &[u8]) -> Option<Closed> {
         client_cookie: u64_at(0)?,
         server_cookie: u64_at(8)?,
         dialled: addr(take(bytes, 48)?, port_at(40)?),
-        sent: u64_at(64)?,
-        received: u64_at(72)?,
+        started_ns: u64_at(16)?,
+        traffic: Traffic {
+            sent: u64_at(64)?,
+            received: u64_at(72)?,
+            round_trip: Duration::from_micros(u32_at(124)?.into()),
+            retransmits: u32_at(128)?,
+        },
         lasted: Duration::from_nanos(u64_at(80)?),
         client: addr(take(bytes, 88)?, port_at(120)?),
         server: addr(take(bytes, 104)?, port_at(122)?),
-        round_trip: Duration::from_micros(u32_at(124)?.into()),
-        retransmits: u32_at(128)?,
         failed: u32_at(132)? != 0,
     })
 }
@@ -218,11 +218,9 @@ mod tests {
             client: "10.0.0.1:40000".parse().unwrap(),
             server: "10.0.0.2:8080".parse().unwrap(),
             dialled: "10.96.0.1:80".parse().unwrap(),
-            sent: 100,
-            received: 200,
+            started_ns: 3,
             lasted: Duration::from_millis(3),
-            round_trip: Duration::from_micros(55),
-            retransmits: 1,
+            traffic: Traffic { sent: 100, received: 200, round_trip: Duration::from_micros(55), retransmits: 1 },
             failed: false,
         };
         assert_eq!(parse(&bytes), Some(KernelEvent::Closed(expected)));

@@ -7,7 +7,7 @@
 //! ```
 //! An agent that dies leaves all of it in force: pods with policy stay refused, nothing fails open.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -120,6 +120,8 @@ pub(super) struct Maps {
     pub(super) excluded_cidrs: LpmTrie<MapData, CidrKey, u32>,
     pub(super) listeners: SockHash<MapData, ListenerKey>,
     pub(super) mirror: Mirror,
+    /// By how much each pod's count of records was wrong at the last sweep.
+    pub(super) drifts: BTreeMap<u64, i64>,
     pub(super) rules: rules::Written,
     pub(super) services_written: services::Written,
 }
@@ -242,6 +244,7 @@ impl Maps {
             excluded_cidrs: take(ebpf, "excluded_cidrs")?,
             listeners: take(ebpf, "listeners")?,
             mirror: Mirror::default(),
+            drifts: BTreeMap::new(),
             rules: rules::Written::default(),
             services_written: services::Written::default(),
         };

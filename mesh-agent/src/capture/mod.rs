@@ -19,6 +19,7 @@ mod routes;
 mod rules;
 mod services;
 mod sockets;
+mod sweep;
 mod sync;
 
 pub use error::{CaptureError, NotCaptured};
@@ -26,3 +27,4 @@ pub use events::{Closed, EventReader, KernelEvent, Refusal};
 pub use kernel::{Kernel, KernelConfig, uninstall};
 pub use pod::{EnrolledPod, PodSockets};
 pub use sockets::DirectConnection;
+pub use sweep::{LiveNative, Sweep, Traffic};

@@ -2,28 +2,40 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use mesh_common::key::FlowKey;
-use mesh_common::value::{FLOW_NATIVE, FlowValue};
+use mesh_common::key::{FlowKey, OrigKey};
+use mesh_common::value::{FLOW_NATIVE, FlowValue, OrigDst};
 
 use super::error::CaptureError;
 use super::kernel::take;
-use super::sync::key_ip;
+use super::sweep::flow_key;
 use crate::model::workload::WorkloadUid;
 
-/// Records of connections under way and of live native ones, and whose the network namespaces are.
+/// Records of connections under way and of live native ones.
+pub(super) struct Tables {
+    pub(super) flows: BpfHashMap<MapData, FlowKey, FlowValue>,
+    pub(super) native: BpfHashMap<MapData, FlowKey, FlowValue>,
+    pub(super) orig_dsts: BpfHashMap<MapData, OrigKey, OrigDst>,
+}
+
+/// The records, and whose the network namespaces are.
 pub(super) struct Records {
-    flows: BpfHashMap<MapData, FlowKey, FlowValue>,
-    native: BpfHashMap<MapData, FlowKey, FlowValue>,
+    tables: Mutex<Tables>,
     pods: RwLock<HashMap<u64, WorkloadUid>>,
 }
 
 impl Records {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
-        Ok(Self { flows: take(ebpf, "flows")?, native: take(ebpf, "native")?, pods: RwLock::default() })
+        let tables =
+            Tables { flows: take(ebpf, "flows")?, native: take(ebpf, "native")?, orig_dsts: take(ebpf, "orig_dsts")? };
+        Ok(Self { tables: Mutex::new(tables), pods: RwLock::default() })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn enter(&self, netns_cookie: u64, uid: WorkloadUid) {
@@ -42,13 +54,11 @@ impl Records {
     /// The pod that opened the connection from `peer` to `local`, if it came by the native lane to the pod with
     /// `netns_cookie`.
     pub(super) fn client(&self, netns_cookie: u64, local: SocketAddr, peer: SocketAddr) -> Option<WorkloadUid> {
-        let key = FlowKey {
-            client_ip: key_ip(peer.ip()),
-            server_ip: key_ip(local.ip()),
-            client_port: peer.port(),
-            server_port: local.port(),
+        let key = flow_key(peer, local);
+        let flow = {
+            let tables = self.lock();
+            tables.native.get(&key, 0).or_else(|_| tables.flows.get(&key, 0)).ok()?
         };
-        let flow = self.native.get(&key, 0).or_else(|_| self.flows.get(&key, 0)).ok()?;
         let proves = flow.kind == FLOW_NATIVE && flow.server_cookie == netns_cookie;
         proves.then(|| self.pod(flow.netns_cookie)).flatten()
     }

@@ -52,8 +52,7 @@ impl EnrolledPod {
         // A look-up that read the old rules has put its connection among the sockets by then.
         sys::wait_for_readers();
         self.netns.within(|| {
-            let mut sockets = dump(AF_INET)?;
-            sockets.extend(dump(AF_INET6)?);
+            let sockets = dump_all(&ExtensionFlags::empty())?;
             let listening: HashSet<u16> =
                 sockets.iter().filter(|s| s.header.state == LISTEN).map(|s| s.header.socket_id.source_port).collect();
             let mut ended = Vec::new();
@@ -97,7 +96,14 @@ fn came_in_direct(socket: &InetResponse, connection: &DirectConnection, listenin
         && !marked
 }
 
-fn dump(family: u8) -> io::Result<Vec<InetResponse>> {
+/// Every TCP socket of the network namespace that the calling thread is in.
+pub(super) fn dump_all(extensions: &ExtensionFlags) -> io::Result<Vec<InetResponse>> {
+    let mut sockets = dump(AF_INET, extensions)?;
+    sockets.extend(dump(AF_INET6, extensions)?);
+    Ok(sockets)
+}
+
+fn dump(family: u8, extensions: &ExtensionFlags) -> io::Result<Vec<InetResponse>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
@@ -106,7 +112,7 @@ fn dump(family: u8) -> io::Result<Vec<InetResponse>> {
     let message = SockDiagMessage::InetRequest(InetRequest {
         family,
         protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
+        extensions: ExtensionFlags::from_bits_retain(extensions.bits()),
         states: StateFlags::all(),
         socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
     });

@@ -158,12 +158,18 @@ impl ConnectionRecord {
         &self.meter
     }
 
-    /// The connection is over and the kernel has counted it: bytes of both directions, and how long it stood.
-    pub fn carried(&mut self, sent: u64, received: u64, lasted: Duration) {
-        self.lasted = Some(lasted);
+    /// The kernel has counted more bytes in both directions; `lasted` once the connection is over.
+    pub fn carried(&mut self, sent: u64, received: u64, lasted: Option<Duration>) {
+        self.lasted = lasted;
         self.resolve();
         self.meter.sent(usize::try_from(sent).unwrap_or(usize::MAX));
         self.meter.received(usize::try_from(received).unwrap_or(usize::MAX));
+    }
+
+    /// Lets go of a connection that goes on without this agent: nothing is written of it here any more.
+    pub fn let_go(mut self) {
+        self.done = true;
+        self.telemetry.metrics().live(self.reporter).dec();
     }
 
     /// Writes the metrics alone: the connection has its log line already.

@@ -10,6 +10,7 @@ mod bench;
 mod equality;
 mod fail_closed;
 mod pair;
+mod race;
 mod revoke;
 mod shares;
 
@@ -179,10 +180,10 @@ fn an_ended_connection_is_told_with_its_bytes() -> Result<()> {
             KernelEvent::Closed(closed) => Some(*closed),
             KernelEvent::Refused(_) => None,
         })?;
-        assert_eq!((closed.sent, closed.received, closed.failed), (1000, 70_000, false));
+        assert_eq!((closed.traffic.sent, closed.traffic.received, closed.failed), (1000, 70_000, false));
         assert_eq!((closed.client, closed.server, closed.dialled), (peer, to, to));
         assert_eq!(bench.kernel.pod_by_cookie(closed.server_cookie).as_deref(), Some(server.name()));
-        ensure!(closed.lasted.as_nanos() > 0 && closed.round_trip < closed.lasted, "{closed:?}");
+        ensure!(closed.lasted.as_nanos() > 0 && closed.traffic.round_trip < closed.lasted, "{closed:?}");
 
         refused(&client, SocketAddr::new(server.ip(), 9))?;
         let failed = events.until(|event| match event {

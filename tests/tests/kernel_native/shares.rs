@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 use mesh_agent::model::workload::PeerMode;
 use mesh_common::counter::Counter;
-use mesh_common::value::ShareValue;
+use mesh_common::key::FlowKey;
+use mesh_common::value::{FlowValue, ShareValue};
 
 use crate::bench::*;
 use crate::pair::*;
@@ -26,6 +27,40 @@ fn a_pod_at_its_share_is_refused_and_counted_and_its_neighbour_is_not() -> Resul
         refused(&client, to)?;
         served(&neighbour, to)?;
         ensure!(bench.count(Counter::ConnectShareFull) == 1, "the refusal is not counted");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_sweep_reads_live_connections_removes_orphans_and_corrects_counts() -> Result<()> {
+    use std::io::{Read, Write};
+    node(|bench| {
+        let Pair { client, server, client_net, server_net } = pair(bench, PeerMode::Strict)?;
+        let (mut near, mut far) = crate::revoke::connected(&client, &server, 8080)?;
+        near.write_all(&[1; 5000])?;
+        far.read_exact(&mut [0; 5000])?;
+        far.write_all(&[2; 3000])?;
+        near.read_exact(&mut [0; 3000])?;
+        let cookie = client_net.netns_cookie();
+        let mut flows = map::<FlowKey, FlowValue>(bench, "flows")?;
+        let mut native = map::<FlowKey, FlowValue>(bench, "native")?;
+        let (real, record) = native.iter().next().expect("the connection's record")?;
+        let orphan = FlowKey { client_port: 1, ..real };
+        native.insert(orphan, record, 0)?;
+        flows.insert(orphan, record, 0)?;
+        let mut shares = map::<u64, ShareValue>(bench, "shares")?;
+        shares.insert(cookie, ShareValue { records: 42 }, 0)?;
+
+        let sweep = bench.kernel.sweep();
+        assert_eq!((sweep.live.len(), sweep.orphans), (1, 2));
+        let live = sweep.live[0];
+        assert_eq!((live.client_cookie, live.server_cookie), (cookie, server_net.netns_cookie()));
+        assert_eq!((live.client, live.server), (near.local_addr()?, near.peer_addr()?));
+        assert_eq!((live.traffic.sent, live.traffic.received), (5000, 3000));
+        assert!(native.get(&orphan, 0).is_err() && flows.get(&orphan, 0).is_err() && native.get(&real, 0).is_ok());
+        assert_eq!(shares.get(&cookie, 0)?.records, 42, "one reading is not enough");
+        assert_eq!(bench.kernel.sweep().orphans, 0);
+        assert_eq!(shares.get(&cookie, 0)?.records, 0);
         Ok(())
     })
 }
