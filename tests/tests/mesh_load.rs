@@ -15,8 +15,9 @@ use nix::sys::signal::Signal;
 const WITHIN: Duration = Duration::from_secs(180);
 /// What memory may grow by after a burst has ended: buffers that allocators keep, not connections.
 const RSS_SLACK_BYTES: u64 = 12 << 20;
-/// Open files that a pool of tunnels may keep.
-const FILES_SLACK: usize = 16;
+/// Open files that a pool of tunnels may keep: for each of at most four workers eight connections that carry one
+/// tunnel at a time (the agent's `raw_per_peer`), and some that are shared.
+const FILES_SLACK: usize = 4 * 8 + 8;
 
 /// What an agent holds: kernel map entries, open files and memory.
 #[derive(Debug)]

@@ -261,7 +261,7 @@ impl Side for H2Side {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+    fn poll_broken(&mut self, cx: &mut Context<'_>, _scratch: &mut [u8]) -> Poll<Failure> {
         match ready!(self.send.poll_reset(cx)) {
             Ok(_) => Poll::Ready(Failure::Reset("peer of the tunnel")),
             Err(error) => Poll::Ready(self.broken(&error)),

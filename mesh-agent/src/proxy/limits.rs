@@ -30,6 +30,9 @@ pub struct Limits {
     /// Streams that we put on one HTTP/2 tunnel connection; a lower limit of the peer wins. 100 is what every
     /// HBONE peer must take; more would let one stalled TCP connection hold up more applications.
     pub streams_per_tunnel: usize,
+    /// Connections of their own (`mesh-raw/1`) that one pod's tunnels to one peer get, per worker; further tunnels
+    /// share HTTP/2 connections. Each costs a handshake when it is first opened.
+    pub raw_per_peer: usize,
     /// Handshakes under way at once for one destination pod, per worker. Enough to keep both nodes' cores busy.
     pub handshakes_per_peer: usize,
 }
@@ -45,6 +48,7 @@ impl Default for Limits {
             tunnel_idle: Duration::from_secs(90),
             tunnel_age: Duration::from_secs(3_600),
             streams_per_tunnel: 100,
+            raw_per_peer: 8,
             handshakes_per_peer: 16,
         }
     }

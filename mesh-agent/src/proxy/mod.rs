@@ -15,7 +15,10 @@ mod outbound;
 mod peers;
 pub mod pod_net;
 mod pool;
+mod raw;
 mod recheck;
+mod secure;
+mod serve;
 mod target;
 mod tcp;
 mod upstream;
@@ -50,7 +53,7 @@ pub const TUNNEL_PORT: u16 = 15008;
 const MESH_PORTS: [u16; 3] = [15001, 15006, TUNNEL_PORT];
 
 /// ALPN protocols that this version's tunnel listener speaks, best first: what a node publishes of its pods.
-pub const WIRE: &[&str] = &["h2"];
+pub const WIRE: &[&str] = &["mesh-raw/1", "h2"];
 
 /// What the data path needs of other rooms.
 #[derive(Clone)]

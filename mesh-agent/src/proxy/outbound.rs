@@ -21,7 +21,7 @@ use crate::balance::Client;
 use crate::model::outcome::Outcome;
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::{Lane, Reporter, Security};
-use crate::telemetry::record::{ConnectionRecord, Ending, Party};
+use crate::telemetry::record::{ConnectionRecord, Party};
 
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
@@ -29,22 +29,28 @@ pub(super) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream
     let live = worker.live.enter(Standing::Destination(None));
     // Boxed: a connection that is copying does not keep the room that its setting up needed.
     let established = Box::pin(establish(worker, pod, &stream, peer, &live, &mut record)).await;
-    let ended = match established {
-        Ok((mut upstream, _target)) => {
-            let mut client = TcpSide::new(stream, "client");
-            let copied = both_ways(&mut client, &mut upstream, &worker.scratch, live.switch(), record.meter()).await;
-            if copied.is_err() {
-                client.reset();
-                upstream.reset();
-            }
-            copied
-        }
+    let (mut upstream, target) = match established {
+        Ok(established) => established,
         Err(failure) => {
             tcp::reset(stream);
-            Err(failure)
+            return record.record(failure.ending());
         }
     };
-    record.record(ended.map_or_else(|failure| failure.ending(), |()| Ending::from(Outcome::Ok)));
+    let mut client = TcpSide::new(stream, "client");
+    let scratch = &worker.buffers.scratch;
+    match both_ways(&mut client, &mut upstream, scratch, live.switch(), record.meter()).await {
+        Ok(()) => {
+            drop((client, target, live));
+            record.record(Outcome::Ok);
+            upstream.give_back(worker).await;
+        }
+        Err(failure) => {
+            client.reset();
+            drop((target, live));
+            record.record(failure.ending());
+            upstream.reset(worker).await;
+        }
+    }
 }
 
 /// Everything before the first byte. The target is returned because it counts as live as long as it is held.

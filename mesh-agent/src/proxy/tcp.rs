@@ -172,7 +172,7 @@ impl Side for TcpSide {
         Poll::Ready(shut.map_err(|_| self.broken()))
     }
 
-    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+    fn poll_broken(&mut self, cx: &mut Context<'_>, _scratch: &mut [u8]) -> Poll<Failure> {
         let error = self.error.get_or_insert_with(|| error_of(&self.stream));
         ready!(error.as_mut().poll(cx));
         Poll::Ready(self.broken())

@@ -11,12 +11,12 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use super::accept;
-use super::copy::{Scratch, scratch};
 use super::limits::{Limits, Share};
 use super::peers::Peers;
 use super::pod_net::PodNet;
 use super::pool::Pool;
 use super::recheck::LiveSet;
+use super::secure::Buffers;
 use super::{inbound, outbound};
 use crate::balance::Balancer;
 use crate::drain::{DrainWatch, Phase};
@@ -120,7 +120,7 @@ pub(super) struct Worker {
     pub(super) workers: Vec<Handle>,
     pub(super) live: Rc<LiveSet>,
     pub(super) pool: Rc<Pool>,
-    pub(super) scratch: Scratch,
+    pub(super) buffers: Rc<Buffers>,
     pub(super) drain: DrainWatch,
 }
 
@@ -179,6 +179,7 @@ pub(super) fn run(worker: impl FnOnce() -> Worker, mut jobs: mpsc::UnboundedRece
                 () = drain.reached(Phase::Draining) => break,
             }
         }
+        worker.pool.close();
         // What other workers sent before they stopped accepting is still served.
         while let Ok(job) = jobs.try_recv() {
             worker.take(job);
@@ -191,15 +192,15 @@ pub(super) fn run(worker: impl FnOnce() -> Worker, mut jobs: mpsc::UnboundedRece
                 worker.live.empty().await;
             }
         }
-        worker.pool.clear();
     });
     Ok(())
 }
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, index: usize, workers: Vec<Handle>, drain: DrainWatch) -> Self {
-        let pool = Rc::new(Pool::new(Arc::clone(&shared)));
-        Self { shared, index, workers, live: Rc::default(), pool, scratch: scratch(), drain }
+        let buffers = Buffers::new();
+        let pool = Rc::new(Pool::new(Arc::clone(&shared), Rc::clone(&buffers)));
+        Self { shared, index, workers, live: Rc::default(), pool, buffers, drain }
     }
 }
 

@@ -72,6 +72,8 @@ impl Configs {
                 .with_client_cert_verifier(verifier)
                 .with_cert_resolver(Arc::new(HeldByStore(credential.weak_key())));
             config.alpn_protocols = owned(alpn);
+            // For `records`: the keys of the session, which are this process's own, leave rustls.
+            config.enable_secret_extraction = true;
             // Resumption is off (design §3): no tickets, no sessions.
             config.send_tls13_tickets = 0;
             config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -98,6 +100,7 @@ impl Configs {
                     .with_custom_certificate_verifier(verifier)
                     .with_client_cert_resolver(Arc::new(HeldByStore(credential.weak_key())));
                 config.alpn_protocols = owned(alpn);
+                config.enable_secret_extraction = true;
                 config.resumption = Resumption::disabled();
                 config.enable_sni = false;
                 Ok(config)

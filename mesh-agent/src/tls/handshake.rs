@@ -60,14 +60,14 @@ impl Tls {
         Ok((stream, peer))
     }
 
-    async fn in_time<S>(&self, handshake: impl Future<Output = io::Result<S>>) -> Result<S, TlsError> {
+    pub(super) async fn in_time<S>(&self, handshake: impl Future<Output = io::Result<S>>) -> Result<S, TlsError> {
         match tokio::time::timeout(self.deadline, handshake).await {
             Ok(ended) => ended.map_err(TlsError::of_io),
             Err(_) => Err(TlsError::Timeout { deadline: self.deadline }),
         }
     }
 
-    fn peer(&self, session: &CommonState) -> Result<Peer, TlsError> {
+    pub(super) fn peer(&self, session: &CommonState) -> Result<Peer, TlsError> {
         let certificate: &CertificateDer<'_> =
             session.peer_certificates().and_then(|chain| chain.first()).ok_or(TlsError::NoPeerCertificate)?;
         let alpn = session

@@ -7,6 +7,10 @@
 mod configs;
 mod error;
 mod handshake;
+pub mod records;
+mod session;
+#[cfg(test)]
+mod session_tests;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -20,6 +24,7 @@ use crate::identity::CertStore;
 use crate::model::identity::Identity;
 use configs::Configs;
 pub use error::TlsError;
+pub use session::Session;
 
 /// A session that a peer opened.
 pub type ServerStream<IO> = tokio_rustls::server::TlsStream<IO>;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::rig::{Mesh, Node, soon};
+use super::rig::{HBONE, Mesh, Node, RAW, soon};
 use crate::proxy::Limits;
 
 /// An application that sends everything back.
@@ -33,10 +33,49 @@ async fn nothing_left(node: &Node) {
 
 #[tokio::test]
 async fn a_burst_of_2000_connections_is_served_whole_and_leaves_nothing() {
+    burst(RAW, "raw").await;
+}
+
+#[tokio::test]
+async fn a_burst_of_2000_connections_over_hbone_is_served_whole_and_leaves_nothing() {
+    burst(HBONE, "hbone").await;
+}
+
+#[tokio::test]
+async fn beyond_the_places_for_tunnels_of_their_own_connections_are_shared() {
+    let limits = Limits { raw_per_peer: 2, ..Limits::default() };
+    let mesh = Mesh::with_limits(limits).speaking(RAW);
+    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+    let app = cart.listen();
+    let to = app.local_addr().unwrap();
+    echo(app);
+    let mut held = Vec::new();
+    for count in 1..=6_u8 {
+        let mut client = web.connect(to).await;
+        client.write_all(&[count]).await.unwrap();
+        let mut back = [0];
+        soon(client.read_exact(&mut back)).await.unwrap();
+        assert_eq!(back, [count]);
+        held.push(client);
+    }
+    for (wire, count) in [("raw", 2.0), ("hbone", 1.0)] {
+        mesh.a.metric_reaches(&format!("mesh_tunnels_open{{reporter=\"outbound\",wire=\"{wire}\"}}"), count).await;
+    }
+    // A place that is free again is taken by the next, also at once.
+    drop(held.remove(0));
+    mesh.a.metric_reaches("mesh_connections_live{reporter=\"outbound\"}", 5.0).await;
+    let mut again = web.connect(to).await;
+    again.write_all(b"x").await.unwrap();
+    soon(again.read_exact(&mut [0])).await.unwrap();
+    mesh.a.metric_reaches("mesh_tunnels_open{reporter=\"outbound\",wire=\"raw\"}", 2.0).await;
+    mesh.a.metric_reaches("mesh_tunnels_open{reporter=\"outbound\",wire=\"hbone\"}", 1.0).await;
+}
+
+async fn burst(wire: &'static [&'static str], name: &str) {
     const COUNT: usize = 2_000;
     // The tunnels of the burst are idle at its end: they must go too, and soon enough for a test.
     let limits = Limits { tunnel_idle: Duration::from_millis(200), ..Limits::default() };
-    let mesh = Mesh::with_limits(limits);
+    let mesh = Mesh::with_limits(limits).speaking(wire);
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
     let app = cart.listen();
     let dialled = mesh.service("cart", &[(&cart, app.local_addr().unwrap())]);
@@ -63,15 +102,15 @@ async fn a_burst_of_2000_connections_is_served_whole_and_leaves_nothing() {
         assert!(bad.is_empty(), "{}: {} of {COUNT}, e.g. {:#}", node.name, bad.len(), bad[0]);
         nothing_left(node).await;
     }
-    let tunnels = "mesh_tunnels_open{reporter=\"outbound\",wire=\"hbone\"}";
-    mesh.a.metric_reaches(tunnels, 0.0).await;
-    mesh.b.metric_reaches("mesh_tunnels_open{reporter=\"inbound\",wire=\"hbone\"}", 0.0).await;
+    for (node, reporter) in [(&mesh.a, "outbound"), (&mesh.b, "inbound")] {
+        node.metric_reaches(&format!("mesh_tunnels_open{{reporter=\"{reporter}\",wire=\"{name}\"}}"), 0.0).await;
+    }
 }
 
 #[tokio::test]
 async fn connections_share_a_tunnel_up_to_its_limit_and_one_handshake() {
     let limits = Limits { streams_per_tunnel: 10, ..Limits::default() };
-    let mesh = Mesh::with_limits(limits);
+    let mesh = Mesh::with_limits(limits).speaking(HBONE);
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
     let app = cart.listen();
     let dialled = app.local_addr().unwrap();

@@ -3,6 +3,7 @@
 mod failures;
 mod load;
 mod policy;
+mod raw;
 mod rig;
 mod transparency;
 mod wire;

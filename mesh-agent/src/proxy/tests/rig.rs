@@ -25,6 +25,10 @@ use crate::snapshot::{Snapshot, SnapshotParts, SnapshotStore};
 use crate::telemetry::{Registry, Telemetry};
 use crate::tls::Tls;
 
+/// The two languages of tunnels: every test of what applications see is run in both.
+pub(super) const RAW: &[&str] = &["mesh-raw/1"];
+pub(super) const HBONE: &[&str] = &["h2"];
+
 /// Nothing in these tests takes this long unless it hangs.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -221,6 +225,8 @@ pub(super) struct Mesh {
     pub(super) ca: TestCa,
     pub(super) snapshots: Arc<SnapshotStore>,
     parts: Mutex<SnapshotParts>,
+    /// What the pods publish that they speak.
+    wire: &'static [&'static str],
     pub(super) a: Node,
     pub(super) b: Node,
 }
@@ -254,7 +260,12 @@ impl Mesh {
         };
         let (a, b) = (node("a"), node("b"));
         let parts = SnapshotParts { trust_domain: "cluster.local".into(), ..SnapshotParts::default() };
-        Self { ca, snapshots, parts: Mutex::new(parts), a, b }
+        Self { ca, snapshots, parts: Mutex::new(parts), wire: WIRE, a, b }
+    }
+
+    /// The same with pods that publish `wire`.
+    pub(super) fn speaking(self, wire: &'static [&'static str]) -> Self {
+        Self { wire, ..self }
     }
 
     /// Changes what the control plane says, and publishes it.
@@ -284,7 +295,7 @@ impl Mesh {
             handle: Some(node.proxy.add_pod(PodListeners { pod: net, outbound, tunnel, plaintext }).unwrap()),
         };
         let mut workload = workload(account, uid, node.name, ip);
-        workload.captured = Some(Captured { generation: 1, wire: WIRE.iter().map(|w| (*w).into()).collect() });
+        workload.captured = Some(Captured { generation: 1, wire: self.wire.iter().map(|w| (*w).into()).collect() });
         self.change(|parts| parts.workloads.push(Arc::new(workload)));
         pod
     }
