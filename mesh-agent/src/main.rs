@@ -38,6 +38,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    mesh_agent::sys::bound_allocator();
     match Cli::parse().command {
         Command::Run(args) => match args.check() {
             Ok(config) => {

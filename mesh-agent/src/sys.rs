@@ -185,6 +185,23 @@ pub fn async_fd<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     unsafe { AsyncFd::register(owner) }.map_err(Into::into)
 }
 
+/// What the allocator may keep of freed memory at the top of each of its arenas, and from which size on it asks
+/// the kernel for each piece alone. Setting them ends glibc's habit of raising both with every large piece that
+/// is freed: after one load of an eBPF object it would keep tens of MiB for ever. No buffer of the data path is
+/// as large, so that none costs a system call.
+#[cfg(target_env = "gnu")]
+const ALLOCATOR_KEEPS_BYTES: libc::c_int = 512 << 10;
+
+/// Bounds what the allocator keeps. To be called first of all, before other threads have arenas.
+pub fn bound_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread runs yet, and any value is valid; mallopt(3).
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, ALLOCATOR_KEEPS_BYTES);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, ALLOCATOR_KEEPS_BYTES);
+    }
+}
+
 /// Gives memory that was freed back to the kernel. Loading an eBPF object reads the kernel's type information,
 /// tens of MiB for some milliseconds; glibc would keep them for a next time that may never come.
 pub fn give_memory_back() {
