@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::recheck::Switch;
 use crate::telemetry::record::Meter;
 
-/// The scratch buffer of a worker: the most that is read at once; 16 full TLS records. Small enough for a core's
+/// The scratch buffer of a worker: the most that is read at once; 8 full TLS records. Small enough for a core's
 /// second cache, so that what was read is still there when it is sealed or written.
 pub(super) const SCRATCH: usize = 128 * 1024;
 /// The first reads of a connection ask for this much: more than a TLS record of the greatest length.
