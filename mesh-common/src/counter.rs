@@ -71,6 +71,8 @@ counters! {
     LookupDenied = "lookup_denied",
     /// From a pod of this node, by its record, but only the agent can decide: steered to the plaintext listener.
     LookupProven = "lookup_proven",
+    /// A probe of the kubelet, on a port that the pod declares for it.
+    LookupProbe = "lookup_probe",
     /// Steered to the outbound listener.
     LookupOutbound = "lookup_outbound",
     /// Steered to the tunnel listener.

@@ -7,9 +7,9 @@
 use crate::counter::Counter;
 use crate::key::{ANY_PORT, Digest, Ip, PolicyKey};
 use crate::value::{
-    EndpointValue, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, LANE_CAPTURED, LANE_CAPTURED_REST, MeshIpValue, NO_POLICY,
-    POD_CAPTURES, POD_POLICY, POD_STRICT, POLICY_AGENT, POLICY_ALLOW, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_STRICT,
-    SERVICE_EMPTY, ServiceValue,
+    EndpointValue, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE, FLOW_SELF, LANE_CAPTURED, LANE_CAPTURED_REST, MeshIpValue,
+    NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, POLICY_AGENT, POLICY_ALLOW, PORT_EXCLUDED, PORT_PERMISSIVE,
+    PORT_STRICT, SERVICE_EMPTY, ServiceValue,
 };
 
 /// What the policy maps say.
@@ -249,6 +249,8 @@ pub trait LookupView: PolicyView {
     fn is_captured(&self) -> bool;
     /// This pod.
     fn receiver(&self) -> Option<Receiver>;
+    /// The pod declares the dialled port as that of a probe.
+    fn is_probe_port(&self) -> bool;
     /// The rule of the dialled port, if it has one.
     fn port_rule(&self) -> Option<u32>;
 }
@@ -296,7 +298,11 @@ pub fn lookup(view: &impl LookupView) -> LookupVerdict {
         if own && proof.kind == FLOW_SELF {
             return Pass(Counter::LookupSelf);
         }
-        if proof.kind == FLOW_NATIVE && proof.server_cookie == view.netns_cookie() && rule != Some(PORT_EXCLUDED) {
+        let meant = proof.server_cookie == view.netns_cookie();
+        if meant && proof.kind == FLOW_PROBE && view.is_probe_port() {
+            return Pass(Counter::LookupProbe);
+        }
+        if meant && proof.kind == FLOW_NATIVE && rule != Some(PORT_EXCLUDED) {
             return match verdict(&pod.policy, &proof.identity, view.port(), view) {
                 Verdict::Allow => Pass(Counter::LookupNative),
                 Verdict::Deny => Drop(Counter::LookupDenied),

@@ -172,6 +172,7 @@ struct Lookup {
     policy: Digest,
     word: Option<u32>,
     rule: Option<u32>,
+    probe_port: bool,
 }
 
 impl PolicyView for Lookup {
@@ -208,6 +209,9 @@ impl LookupView for Lookup {
     fn receiver(&self) -> Option<Receiver> {
         self.flags.map(|flags| Receiver { flags, policy: self.policy })
     }
+    fn is_probe_port(&self) -> bool {
+        self.probe_port
+    }
     fn port_rule(&self) -> Option<u32> {
         self.rule
     }
@@ -224,6 +228,7 @@ const SYN: Lookup = Lookup {
     policy: NO_POLICY,
     word: None,
     rule: None,
+    probe_port: false,
 };
 
 fn proof(netns_cookie: u64, kind: u32) -> Option<Proof> {
@@ -295,6 +300,25 @@ fn a_record_proves_who_and_the_current_policy_decides() {
         ("for another pod", Lookup { proof: native(8, ME), ..allowed }, Drop(Counter::LookupStrict)),
         ("excluded port", Lookup { rule: Some(PORT_EXCLUDED), ..ruled }, Pass(Counter::LookupExcluded)),
         ("agent port", Lookup { agent_port: true, ..allowed }, Drop(Counter::LookupAgentPort)),
+    ];
+    for (what, view, expected) in table {
+        assert_eq!(lookup(&view), expected, "{what}");
+    }
+}
+
+#[test]
+fn the_kubelet_reaches_what_the_pod_itself_declares_and_nothing_else() {
+    use LookupVerdict::{Drop, Pass};
+    let by_kubelet =
+        |server_cookie| Some(Proof { kind: FLOW_PROBE, netns_cookie: 1, server_cookie, identity: [0; 16] });
+    let strict = Lookup { flags: Some(POD_STRICT | POD_POLICY), policy: RULES, ..SYN };
+    let probed = Lookup { proof: by_kubelet(7), probe_port: true, ..strict };
+    let table = [
+        ("declared", probed, Pass(Counter::LookupProbe)),
+        ("another port", Lookup { probe_port: false, ..probed }, Drop(Counter::LookupStrict)),
+        ("another pod's record", Lookup { proof: by_kubelet(8), ..probed }, Drop(Counter::LookupStrict)),
+        ("somebody else", Lookup { proof: None, ..probed }, Drop(Counter::LookupStrict)),
+        ("agent port", Lookup { agent_port: true, ..probed }, Drop(Counter::LookupAgentPort)),
     ];
     for (what, view, expected) in table {
         assert_eq!(lookup(&view), expected, "{what}");

@@ -54,7 +54,7 @@ pub struct PortKey {
     pub netns_cookie: u64,
     /// Port.
     pub port: u16,
-    /// [`INBOUND`] or [`OUTBOUND`].
+    /// [`INBOUND`], [`OUTBOUND`] or [`PROBE`].
     pub direction: u16,
     /// Explicit padding, zero.
     pub pad: u32,
@@ -64,6 +64,9 @@ pub struct PortKey {
 pub const INBOUND: u16 = 0;
 /// Direction of a [`PortKey`]: out of the pod.
 pub const OUTBOUND: u16 = 1;
+/// Direction of a [`PortKey`]: into the pod, by the kubelet. Presence says that the pod's spec declares the port as
+/// that of a probe or a lifecycle hook.
+pub const PROBE: u16 = 2;
 
 /// `excluded_cidrs`: data part of the LPM key; the prefix length counts the 64 bits of the cookie as well.
 #[repr(C)]

@@ -174,6 +174,10 @@ pub const FLOW_DELIVERY: u32 = 1;
 pub const FLOW_SELF: u32 = 2;
 /// One pod of this node to another, let through by the kernel's policy.
 pub const FLOW_NATIVE: u32 = 3;
+/// The kubelet to a pod of this node.
+pub const FLOW_PROBE: u32 = 4;
+/// `port_rules`, direction `PROBE`.
+pub const PORT_PROBE: u32 = 4;
 
 /// `agent_sk`: the agent's own socket, to the other agents or to destinations outside the mesh.
 pub const AGENT_UPSTREAM: u32 = 1;

@@ -6,7 +6,7 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::counter::Counter;
 use mesh_common::decide::{self, LookupVerdict, LookupView, PolicyView, Proof, Receiver};
-use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PolicyKey, PortKey, is_loopback};
+use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, PortKey, is_loopback};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
 use mesh_common::value::Event;
 
@@ -148,6 +148,13 @@ impl LookupView for View {
     fn receiver(&self) -> Option<Receiver> {
         // SAFETY: an update replaces the element: what is copied is one state of it.
         unsafe { PODS.get(self.cookie) }.map(|pod| Receiver { flags: pod.flags, policy: pod.policy })
+    }
+
+    #[inline(always)]
+    fn is_probe_port(&self) -> bool {
+        let key = PortKey { netns_cookie: self.cookie, port: self.local_port, direction: PROBE, pad: 0 };
+        // SAFETY: only presence is read.
+        unsafe { PORT_RULES.get(key) }.is_some()
     }
 
     #[inline(always)]

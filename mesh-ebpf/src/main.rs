@@ -10,6 +10,7 @@ mod connect;
 mod lookup;
 mod maps;
 mod peername;
+mod probe;
 mod read;
 mod sockops;
 

@@ -20,23 +20,23 @@ use mesh_common::value::{
 use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, NATIVE, ORIG_DSTS, PODS, Storage, count, report, share};
 use crate::read::{AF_INET, AF_INET6, field, ip4, ip6, words};
 
-const CONNECT_CB: u32 = 3;
+pub const CONNECT_CB: u32 = 3;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
-const STATE_CB: u32 = 10;
-const STATE_CB_FLAG: u32 = 4;
+pub const STATE_CB: u32 = 10;
+pub const STATE_CB_FLAG: u32 = 4;
 // Of the kernel's tcp_states.h.
 const TCP_SYN_SENT: u32 = 2;
 const TCP_FIN_WAIT2: u32 = 5;
-const TCP_CLOSE: u32 = 7;
+pub const TCP_CLOSE: u32 = 7;
 const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LAST_ACK: u32 = 9;
 const TCP_CLOSING: u32 = 11;
 
-struct Ends {
-    cookie: u64,
+pub struct Ends {
+    pub cookie: u64,
     sk: *mut bpf_sock,
     local_ip: Ip,
-    remote_ip: Ip,
+    pub remote_ip: Ip,
     local_port: u16,
     remote_port: u16,
 }
@@ -44,7 +44,7 @@ struct Ends {
 impl Ends {
     /// Reads all fields, whatever the family, before anything is decided (see `read`).
     #[inline(always)]
-    fn read(ctx: &SockOpsContext) -> Option<Self> {
+    pub fn read(ctx: &SockOpsContext) -> Option<Self> {
         let ops = ctx.ops;
         let family = field!((*ops).family);
         let (local4, remote4) = (field!((*ops).local_ip4), field!((*ops).remote_ip4));
@@ -77,7 +77,7 @@ impl Ends {
     }
 
     #[inline(always)]
-    fn flow_as_client(&self) -> FlowKey {
+    pub fn flow_as_client(&self) -> FlowKey {
         FlowKey {
             client_ip: self.local_ip,
             server_ip: self.remote_ip,

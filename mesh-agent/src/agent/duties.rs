@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use tokio::sync::{mpsc, oneshot};
@@ -14,11 +15,14 @@ use super::metrics::Board;
 use super::pods_thread::Order;
 use super::status;
 use crate::admin::{self, AdminError, Readiness};
-use crate::capture::Kernel;
+use crate::capture::{Kernel, Kubelet};
 use crate::config::Config;
 use crate::proxy::Proxy;
 use crate::snapshot::SnapshotStore;
 use crate::telemetry::{Registry, Telemetry};
+
+/// How often the kubelet is looked for: its probes fail for no longer than this after it has moved.
+const FOLLOW: Duration = Duration::from_secs(1);
 
 /// The rooms that the duties concern.
 pub(super) struct Duties {
@@ -38,6 +42,7 @@ pub(super) struct Duties {
 #[derive(Default)]
 pub(super) struct Running {
     events: Option<JoinHandle<()>>,
+    kubelet: Option<JoinHandle<()>>,
     metrics: Option<JoinHandle<()>>,
     status: Option<JoinHandle<()>>,
 }
@@ -48,6 +53,8 @@ impl Duties {
         let (kernel, snapshots) = (Arc::clone(&self.kernel), Arc::clone(&self.snapshots));
         let scribe = Scribe::new(kernel, snapshots, Arc::clone(&self.telemetry));
         self.running.events = Some(tokio::spawn(scribe.write_all(self.kernel.events()?)));
+        let follow = self.config.kubelet.clone().map(|kubelet| follow_kubelet(Arc::clone(&self.kernel), kubelet));
+        self.running.kubelet = follow.map(tokio::spawn);
         Ok(())
     }
 
@@ -81,6 +88,7 @@ impl Duties {
     pub(super) async fn stop_writing(&mut self) -> Result<()> {
         self.order(Order::Pause).await?;
         end(&mut self.running.events).await;
+        end(&mut self.running.kubelet).await;
         Ok(())
     }
 
@@ -105,6 +113,28 @@ impl Duties {
         let gone = || anyhow!("the thread that cares for the pods has ended");
         self.orders.send(order(done)).map_err(|_| gone())?;
         wait.await.map_err(|_| gone())
+    }
+}
+
+/// Keeps the kubelet's probes proven while it comes, goes and moves. Never ends.
+async fn follow_kubelet(kernel: Arc<Kernel>, kubelet: Kubelet) {
+    let mut ticks = tokio::time::interval(FOLLOW);
+    let mut before = None;
+    loop {
+        ticks.tick().await;
+        let (kernel, kubelet) = (Arc::clone(&kernel), kubelet.clone());
+        let followed = tokio::task::spawn_blocking(move || kernel.follow_kubelet(&kubelet)).await;
+        let now = match followed {
+            Ok(Ok(Some(_))) => None,
+            Ok(Ok(None)) => Some("it is not to be found".to_owned()),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panicked) => Some(panicked.to_string()),
+        };
+        // Said once, not every second.
+        if let Some(reason) = now.as_ref().filter(|_| now != before) {
+            tracing::warn!(%reason, "the kubelet's probes are not proven: strict pods refuse them");
+        }
+        before = now;
     }
 }
 

@@ -66,7 +66,12 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 fn kernel_config(config: &Config) -> KernelConfig {
-    KernelConfig { instance: config.instance.clone(), cgroup: config.cgroup.clone(), bpffs: config.bpffs.clone() }
+    KernelConfig {
+        instance: config.instance.clone(),
+        cgroup: config.cgroup.clone(),
+        bpffs: config.bpffs.clone(),
+        deny_errno: config.deny_errno,
+    }
 }
 
 /// Two sockets for each connection: the usual soft limit of 1,024 would end at 500.
@@ -288,5 +293,5 @@ async fn sweep(telemetry: Arc<Telemetry>, balancer: Arc<Balancer>, snapshots: Ar
 /// When its pin directory cannot be removed.
 pub fn remove_instance(instance: String, bpffs: PathBuf, cgroup: PathBuf) -> Result<()> {
     sys::remember_home_netns().context("/proc is needed")?;
-    uninstall_instance(&KernelConfig { instance, cgroup, bpffs }).context("uninstalling")
+    uninstall_instance(&KernelConfig { instance, cgroup, bpffs, deny_errno: 0 }).context("uninstalling")
 }

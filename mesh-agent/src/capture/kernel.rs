@@ -75,6 +75,8 @@ pub struct KernelConfig {
     pub cgroup: PathBuf,
     /// A mounted bpffs.
     pub bpffs: PathBuf,
+    /// What a connection sees that a policy refuses at `connect()`: `ECONNREFUSED`, or another errno.
+    pub deny_errno: i32,
 }
 
 impl KernelConfig {
@@ -86,7 +88,7 @@ impl KernelConfig {
         self.root().join(format!("maps-{OBJECT_HASH}"))
     }
 
-    fn links(&self) -> PathBuf {
+    pub(super) fn links(&self) -> PathBuf {
         self.root().join("links")
     }
 
@@ -104,6 +106,8 @@ pub struct Kernel {
     pub(super) maps: Mutex<Maps>,
     pub(super) enrolments: Enrolments,
     pub(super) records: Arc<Records>,
+    /// Inode of the cgroup whose probes are proven.
+    pub(super) followed: Mutex<Option<u64>>,
     stats: PerCpuArray<MapData, u64>,
     home_cgroup: Option<PathBuf>,
 }
@@ -160,7 +164,17 @@ impl Kernel {
         let records = Arc::new(Records::take(&mut ebpf)?);
         let maps = Mutex::new(maps);
         let enrolments = Enrolments::default();
-        Ok(Self { config, node_inode, attach_path, maps, enrolments, records, stats, home_cgroup })
+        Ok(Self {
+            config,
+            node_inode,
+            attach_path,
+            maps,
+            enrolments,
+            records,
+            followed: Mutex::default(),
+            stats,
+            home_cgroup,
+        })
     }
 
     /// Every exit counter with its sum over all CPUs.
@@ -253,7 +267,7 @@ impl Maps {
     }
 }
 
-fn load(config: &KernelConfig, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureError> {
+pub(super) fn load(config: &KernelConfig, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureError> {
     let dir = config.maps();
     let mut loader = EbpfLoader::new();
     for name in MAPS {
@@ -261,6 +275,7 @@ fn load(config: &KernelConfig, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureE
     }
     let cookie = pod_cookie.unwrap_or_default();
     loader.override_global("POD_COOKIE", &cookie, true);
+    loader.override_global("DENY_ERRNO", &config.deny_errno, true);
     loader.load(OBJECT).map_err(|e| CaptureError::kernel("the object", &e))
 }
 
@@ -281,7 +296,7 @@ fn open_pinned<M: TryFrom<Map, Error = aya::maps::MapError>>(
     M::try_from(map).map_err(|e| CaptureError::map(name, &e))
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, CaptureError>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, CaptureError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {

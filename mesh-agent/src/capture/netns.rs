@@ -124,7 +124,7 @@ pub(super) fn cgroup_of(pid: &str) -> Option<String> {
     lines.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned))
 }
 
-fn is_below(path: &str, ancestor: &str) -> bool {
+pub(super) fn is_below(path: &str, ancestor: &str) -> bool {
     let ancestor = ancestor.trim_end_matches('/');
     path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

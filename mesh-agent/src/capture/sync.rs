@@ -7,12 +7,12 @@ use std::sync::{MutexGuard, PoisonError};
 
 use aya::maps::lpm_trie::Key;
 use mesh_common::key::{
-    CidrKey, Digest, INBOUND, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OUTBOUND,
+    CidrKey, Digest, INBOUND, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OUTBOUND, PROBE,
     PortKey, v4_mapped,
 };
 use mesh_common::value::{
-    MeshIpValue, NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_STRICT,
-    PodValue, PortRule, ShareValue,
+    MeshIpValue, NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_PROBE,
+    PORT_STRICT, PodValue, PortRule, ShareValue,
 };
 
 use super::error::CaptureError;
@@ -168,6 +168,9 @@ fn port_rules(cookie: u64, workload: &Workload, lenient: bool) -> HashMap<PortKe
     }
     for port in &workload.exclusions.inbound_ports {
         rules.insert(key(*port, INBOUND), PortRule { rule: PORT_EXCLUDED });
+    }
+    for port in &workload.probe_ports {
+        rules.insert(key(*port, PROBE), PortRule { rule: PORT_PROBE });
     }
     for port in &workload.exclusions.outbound_ports {
         rules.insert(key(*port, OUTBOUND), PortRule { rule: PORT_EXCLUDED });

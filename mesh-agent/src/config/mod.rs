@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::capture::Kubelet;
+
 /// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
@@ -24,6 +26,12 @@ pub struct RunArgs {
     /// A mounted bpffs.
     #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
+    /// Who may probe strict pods: port:N (whoever listens on it, usually 10250) or cgroup:DIR; nobody when not given.
+    #[arg(long, env = "MESH_KUBELET")]
+    kubelet: Option<String>,
+    /// What an application sees when a policy refuses its connect(): refused (ECONNREFUSED) or access (EACCES).
+    #[arg(long, env = "MESH_DENY_ERRNO", default_value = "refused")]
+    deny_errno: String,
     /// Node certificate, embedded CA and the status socket live here.
     #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
     state_dir: PathBuf,
@@ -69,6 +77,10 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// A mounted bpffs.
     pub bpffs: PathBuf,
+    /// Who may probe strict pods.
+    pub kubelet: Option<Kubelet>,
+    /// What an application sees when a policy refuses its `connect()`.
+    pub deny_errno: i32,
     /// State directory.
     pub state_dir: PathBuf,
     /// SPIFFE trust domain.
@@ -151,8 +163,19 @@ impl RunArgs {
         if !self.cgroup.is_absolute() {
             errors.push(format!("--cgroup `{}`: an absolute path is needed", self.cgroup.display()));
         }
-        let (Some(source), Some(ca), Some(metrics), Some(workers), Some(grace), Some(log_format), true) =
-            (source, ca, metrics, workers, grace, log_format, errors.is_empty())
+        let kubelet = keep(&mut errors, parse_kubelet(self.kubelet.as_deref()));
+        let deny_errno = keep(&mut errors, parse_deny_errno(&self.deny_errno));
+        let (
+            Some(source),
+            Some(ca),
+            Some(metrics),
+            Some(workers),
+            Some(grace),
+            Some(log_format),
+            Some(kubelet),
+            Some(deny_errno),
+            true,
+        ) = (source, ca, metrics, workers, grace, log_format, kubelet, deny_errno, errors.is_empty())
         else {
             return Err(ConfigErrors(errors));
         };
@@ -162,6 +185,8 @@ impl RunArgs {
             instance: self.instance,
             cgroup: self.cgroup,
             bpffs: self.bpffs,
+            kubelet,
+            deny_errno,
             state_dir: self.state_dir,
             trust_domain: self.trust_domain,
             ca,
@@ -194,6 +219,26 @@ fn parse_source(value: &str) -> Result<Source, String> {
             false => Err(format!("--source `{value}`: {path} is not a directory")),
         },
         _ => Err(format!("--source `{value}`: expected dir:PATH")),
+    }
+}
+
+fn parse_kubelet(value: Option<&str>) -> Result<Option<Kubelet>, String> {
+    let Some(value) = value else { return Ok(None) };
+    match value.split_once(':') {
+        Some(("cgroup", path)) if Path::new(path).is_absolute() => Ok(Some(Kubelet::Cgroup(path.into()))),
+        Some(("port", port)) => match port.parse() {
+            Ok(port) if port != 0 => Ok(Some(Kubelet::Port(port))),
+            _ => Err(format!("--kubelet `{value}`: {port} is not a port (1-65535)")),
+        },
+        _ => Err(format!("--kubelet `{value}`: expected port:N or cgroup:DIR with an absolute path")),
+    }
+}
+
+fn parse_deny_errno(value: &str) -> Result<i32, String> {
+    match value {
+        "refused" => Ok(nix::libc::ECONNREFUSED),
+        "access" => Ok(nix::libc::EACCES),
+        _ => Err(format!("--deny-errno `{value}`: expected refused or access")),
     }
 }
 
@@ -276,8 +321,12 @@ mod tests {
             "1s",
             "--instance",
             "../x",
+            "--kubelet",
+            "port:0",
+            "--deny-errno",
+            "sorry",
         ])
-        .expect_err("ten mistakes");
+        .expect_err("twelve mistakes");
         for option in [
             "--node",
             "--source",
@@ -288,6 +337,8 @@ mod tests {
             "--trust-domain",
             "--log-format",
             "--grace-seconds",
+            "--kubelet",
+            "--deny-errno",
             "--instance",
         ] {
             assert!(errors.iter().any(|e| e.contains(option)), "{option} is not named in {errors:?}");

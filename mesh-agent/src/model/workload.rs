@@ -36,6 +36,8 @@ pub struct Workload {
     pub host_network: bool,
     /// Declared container ports, by name and number (for named target ports and bounded metric labels).
     pub ports: Vec<NamedPort>,
+    /// TCP ports of the probes and lifecycle hooks that the pod's own spec declares: the kubelet may dial these.
+    pub probe_ports: Vec<u16>,
     /// Whether the pod is to be in the mesh, and if not, why not.
     pub enrolment: Enrolment,
     /// What its node's agent has published about it: `Some` = a tunnel destination.

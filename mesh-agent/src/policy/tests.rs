@@ -25,6 +25,7 @@ pub(super) fn web(peer_mode: PeerModes) -> Workload {
         ips: vec!["10.0.0.1".parse().expect("address")],
         host_network: false,
         ports: Vec::new(),
+        probe_ports: Vec::new(),
         enrolment: Enrolment::Enrolled,
         captured: None,
         peer_mode,

@@ -20,6 +20,7 @@ fn workload(namespace: &str, name: &str, node: &str, ips: &[&str], app: &str) ->
         ips: ips.iter().map(|ip| ip.parse().expect("ip")).collect(),
         host_network: false,
         ports: Vec::new(),
+        probe_ports: Vec::new(),
         enrolment: Enrolment::Enrolled,
         captured: None,
         peer_mode: PeerModes::default(),

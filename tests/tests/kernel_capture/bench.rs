@@ -44,6 +44,7 @@ impl Bench {
             instance: "kernel".into(),
             cgroup: node.cgroup().to_owned(),
             bpffs: node.bpffs().to_owned(),
+            deny_errno: nix::libc::ECONNREFUSED,
         };
         let kernel = Kernel::start(config.clone())?;
         Ok(Self {
@@ -152,6 +153,7 @@ pub fn workload(name: &str, ips: &[&str]) -> Workload {
         ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
         host_network: false,
         ports: Vec::new(),
+        probe_ports: Vec::new(),
         enrolment: Enrolment::Enrolled,
         captured: None,
         peer_mode: PeerModes::default(),

@@ -10,6 +10,7 @@ mod bench;
 mod equality;
 mod fail_closed;
 mod pair;
+mod probes;
 mod race;
 mod revoke;
 mod shares;

@@ -82,6 +82,7 @@ impl Context<'_> {
             ips: if owns_nothing { Vec::new() } else { pod.ips.clone() },
             host_network: pod.host_network,
             ports: pod.ports.clone(),
+            probe_ports: pod.probe_ports.clone(),
             enrolment: self.enrolment(found, lost, peers, problems),
             captured: self.captured.get(&(&*pod.node, &*pod.uid)).map(|captured| (*captured).clone()),
             peer_mode: peers.modes(),

@@ -11,6 +11,7 @@ mod meta;
 mod peer_policy;
 mod place;
 mod pod;
+mod probes;
 mod selector;
 mod service;
 mod slice;

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::decode::{Mistake, decode};
 use super::meta::{self, Mode};
+use super::probes;
 use crate::model::workload::{Exclusions, NamedPort};
 
 /// A Pod.
@@ -29,6 +30,8 @@ pub(in crate::control) struct Pod {
     pub(in crate::control) ips: Vec<IpAddr>,
     pub(in crate::control) host_network: bool,
     pub(in crate::control) ports: Vec<NamedPort>,
+    /// Ascending.
+    pub(in crate::control) probe_ports: Vec<u16>,
     /// Phase Succeeded or Failed.
     pub(in crate::control) finished: bool,
     /// Start time in nanoseconds since 1970; of a pod not started yet its creation; `None` when neither is known.
@@ -71,6 +74,7 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Pod, Mi
         ips: ips(&status, mistakes),
         host_network: spec.host_network.unwrap_or(false),
         ports: ports(&spec, mistakes),
+        probe_ports: probes::ports(&spec, mistakes),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         started: started.map(|time| time.0.as_nanosecond()),
         terminating: metadata.deletion_timestamp.is_some(),

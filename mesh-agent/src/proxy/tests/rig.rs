@@ -373,6 +373,7 @@ pub(super) fn workload(account: &str, uid: WorkloadUid, node: &str, ip: IpAddr) 
         ips: vec![ip],
         host_network: false,
         ports: vec![],
+        probe_ports: vec![],
         enrolment: Enrolment::Enrolled,
         captured: None,
         peer_mode: PeerModes::default(),
