@@ -108,6 +108,7 @@ fn workload(name: &str, ip: Ipv4Addr) -> Result<Arc<Workload>> {
         ips: vec![ip.into()],
         host_network: false,
         ports: vec![],
+        probe_ports: Vec::new(),
         enrolment: Enrolment::Enrolled,
         captured: Some(Captured { generation: 1, wire: wire().into_iter().map(Into::into).collect() }),
         peer_mode: PeerModes::default(),

@@ -20,7 +20,7 @@ struct Cli {
 enum Command {
     /// Serve this node: capture its enrolled pods and carry their traffic.
     #[command(args_override_self = true)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     #[command(flatten)]
     Other(mesh_agent::cli::Command),
     /// Remove every program, map, rule and sysctl of an instance whose agent is gone.

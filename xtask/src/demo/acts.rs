@@ -117,6 +117,31 @@ pub fn a_denied_call(shop: &mut Shop) -> Result<()> {
     Ok(())
 }
 
+/// Two pods of one node talk without a proxy, also while their agent is dead.
+pub fn neighbours(shop: &mut Shop) -> Result<()> {
+    show::title("Two pods of one node: no proxy between them");
+    let url = format!("http://{}/", shop.catalog);
+    show::command(&format!("curl {url}      (in the pod visitor)"));
+    let page = shop.fetch(&shop.visitor, &url, "neighbour")?;
+    show::line(page.trim_end());
+    ensure!(!page.trim().is_empty() && !page.contains("curl:"), "the catalog is not served: {page}");
+    let native = |line: &Value| show::text(line, "/lane") == Some("native");
+    let line = shop.mesh.logged(Side::A, "the visit", native)?;
+    show::line(&show::connection(&line));
+    show::line("   lane native: one TCP connection between the two; the kernel proved both ends");
+    let agent = shop.mesh.take_agent(Side::A)?;
+    show::line(&format!("node-a's agent (process {}) is killed.", agent.process().pid()));
+    agent.kill()?;
+    let page = shop.fetch(&shop.visitor, &url, "orphans")?;
+    ensure!(!page.trim().is_empty() && !page.contains("curl:"), "neighbours need the agent: {page}");
+    show::command(&format!("curl {url}      (in the pod visitor)"));
+    show::line(page.trim_end());
+    shop.mesh.start_agent(Side::A)?;
+    shop.mesh.ready(Side::A)?;
+    show::line("They went on; the agent is back.");
+    Ok(())
+}
+
 /// The old pair joins by a label; neither program is restarted.
 pub fn a_pod_joins_live(shop: &mut Shop) -> Result<()> {
     show::title("Two pods join, live, by a label");

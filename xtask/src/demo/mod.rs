@@ -52,6 +52,7 @@ fn play(keep: bool, began: Instant) -> Result<()> {
     shop.introduce();
     acts::who_talks_to_whom(&mut shop)?;
     acts::what_is_on_the_wire(&mut shop)?;
+    acts::neighbours(&mut shop)?;
     acts::a_denied_call(&mut shop)?;
     acts::a_pod_joins_live(&mut shop)?;
     acts::metrics(&shop)?;

@@ -42,6 +42,8 @@ pub struct Shop {
     pub front: SocketAddr,
     /// Where payments are made.
     pub pay: SocketAddr,
+    /// The shelf, on the visitor's own node.
+    pub catalog: SocketAddr,
     /// The old pair: client, and the server's address.
     pub report: Arc<Workload>,
     /// The old pair's server.
@@ -91,7 +93,17 @@ impl Shop {
             mesh.captured(pod)?;
         }
         let binaries = binaries.to_owned();
-        Ok(Self { _servers: servers, mesh, visitor, front: front_at, pay: pay_at, report, ledger, binaries })
+        Ok(Self {
+            _servers: servers,
+            mesh,
+            visitor,
+            front: front_at,
+            pay: pay_at,
+            catalog: catalog_at,
+            report,
+            ledger,
+            binaries,
+        })
     }
 
     /// Tells who is there.
