@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drain;
+pub mod explain;
 pub mod identity;
 pub mod model;
 pub mod policy;

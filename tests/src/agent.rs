@@ -234,6 +234,23 @@ impl Agent {
         serde_json::from_slice(&output.stdout).context("`mesh-agent status --json` prints no JSON")
     }
 
+    /// `mesh-agent explain SOURCE DESTINATION [PORT] --output json`: its exit code, and what it prints; `Null` when it
+    /// has no answer.
+    ///
+    /// # Errors
+    /// When it does not start, or prints something else.
+    pub fn explain(&self, question: &[&str]) -> Result<(i32, Value)> {
+        let mut command = Command::new(programs::agent()?);
+        command.arg("explain").args(question).args(["--output", "json", "--state-dir"]).arg(&self.state);
+        let output = command.output().context("`mesh-agent explain` does not start")?;
+        let code = output.status.code().context("`mesh-agent explain` was killed")?;
+        if output.stdout.is_empty() {
+            ensure!(!output.stderr.is_empty(), "`mesh-agent explain` ended with {code} and no word");
+            return Ok((code, Value::Null));
+        }
+        Ok((code, serde_json::from_slice(&output.stdout).context("`mesh-agent explain` prints no JSON")?))
+    }
+
     /// Lines of its log at WARN or above that contain none of `expected`.
     #[must_use]
     pub fn complaints(&self, expected: &[String]) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! What operators reach: `/metrics`, `/livez`, `/readyz` on the network, the status on a 0600 unix socket.
+//! What operators reach: `/metrics`, `/livez`, `/readyz` on the network, status and `explain` on a 0600 unix socket.
 //!
 //! The network sees numbers and readiness, never configuration, identities in flight or debug data. This room
 //! serves what other rooms hand it and knows none of them.
@@ -6,12 +6,14 @@
 mod body;
 mod http;
 mod ready;
+mod request;
 mod socket;
 pub mod status;
 
 pub use http::serve as serve_metrics;
 pub use ready::{Condition, Readiness};
-pub use socket::{SOCKET_NAME, fetch as fetch_status, listen as private_socket, serve as serve_status};
+pub use request::{ExplainRequest, Request};
+pub use socket::{SOCKET_NAME, ask, listen as private_socket, serve as serve_socket};
 
 /// Why an admin endpoint cannot be served or asked.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::kernel_events::Scribe;
 use super::metrics::Board;
 use super::pods_thread::Order;
-use super::status;
+use super::{explain, status};
 use crate::admin::{self, AdminError, Readiness};
 use crate::capture::{Kernel, Kubelet};
 use crate::config::Config;
@@ -74,10 +74,15 @@ impl Duties {
         }
     }
 
-    /// Opens the status socket, in the place of one that is there.
+    /// Opens the admin socket, in the place of one that is there.
     pub(super) fn serve_status(&mut self) -> Result<()> {
-        let source = status::source(&self.config, &self.board, &self.proxy);
-        let status = tokio::spawn(admin::serve_status(&self.config.state_dir, source)?);
+        let status = status::source(&self.config, &self.board, &self.proxy);
+        let explain = explain::source(&self.board, self.proxy.refused_ports());
+        let answer = move |request| match request {
+            admin::Request::Status => serde_json::to_vec(&status()),
+            admin::Request::Explain(request) => serde_json::to_vec(&explain(request)),
+        };
+        let status = tokio::spawn(admin::serve_socket(&self.config.state_dir, answer)?);
         if let Some(before) = self.running.status.replace(status) {
             before.abort();
         }

@@ -2,6 +2,7 @@
 //! and takes them down in the opposite order. It decides nothing.
 
 mod duties;
+mod explain;
 mod handover;
 mod kernel_events;
 mod metrics;

@@ -14,7 +14,7 @@ use crate::model::workload::PeerMode;
 use crate::proxy::Proxy;
 use crate::snapshot::Snapshot;
 
-/// The function that the status socket asks.
+/// The function that the admin socket asks.
 pub(super) fn source(
     config: &Config,
     board: &Arc<Board>,

@@ -7,6 +7,7 @@
 
 mod affinity;
 mod eligible;
+pub mod kernel;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,7 @@ mod digest;
 mod error;
 mod events;
 mod handover;
+mod inspect;
 mod kernel;
 mod kubelet;
 mod links;

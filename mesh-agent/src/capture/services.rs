@@ -4,18 +4,17 @@
 //! the old one goes a while after nobody refers to it.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use mesh_common::key::{EndpointKey, ServiceKey};
-use mesh_common::value::{EndpointValue, SERVICE_EMPTY, ServiceValue};
+use mesh_common::value::{EndpointValue, ServiceValue};
 
 use super::error::CaptureError;
 use super::kernel::Maps;
 use super::sync::key_ip;
-use crate::balance::{Client, eligible};
+use crate::balance::{self, Client};
 use crate::model::service::ServicePort;
-use crate::model::workload::WorkloadUid;
+use crate::model::workload::{Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 const IPPROTO_TCP: u16 = 6;
@@ -66,14 +65,13 @@ pub(super) fn sync(
     snapshot: &Snapshot,
     cookies: &HashMap<WorkloadUid, u64>,
 ) -> Result<(), CaptureError> {
-    let zone = snapshot.local_workloads().next().map(|workload| workload.zone.clone()).unwrap_or_default();
-    let client = |ip| Client { ip, node: snapshot.node().into(), zone: zone.clone() };
+    let client = balance::kernel::client(snapshot, snapshot.node());
     let mut wanted = HashSet::new();
     let mut used = HashSet::new();
     for service in snapshot.services() {
         for vip in &service.vips {
             let key = ServiceKey { ip: key_ip(*vip), port: service.port, protocol: IPPROTO_TCP };
-            let value = value(maps, snapshot, service, &client(*vip), cookies)?;
+            let value = value(maps, snapshot, service, &Client { ip: *vip, ..client.clone() }, cookies)?;
             if maps.services_written.services.get(&key) != Some(&value) {
                 maps.services.insert(key, value, 0).map_err(|e| CaptureError::map("services", &e))?;
                 maps.services_written.services.insert(key, value);
@@ -101,28 +99,9 @@ fn value(
     client: &Client,
     cookies: &HashMap<WorkloadUid, u64>,
 ) -> Result<ServiceValue, CaptureError> {
-    let eligible = eligible(service, client);
-    let Some(first) = eligible.first().map(|endpoint| endpoint.addr.addr()) else {
-        let nothing = ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: 0, list: 0, eligible: 0, local: 0 };
-        return Ok(ServiceValue { flags: SERVICE_EMPTY, ..nothing });
-    };
-    let here = |ip: IpAddr, uid: &WorkloadUid| {
-        let workload = snapshot.workload(uid).filter(|w| w.captured.is_some() && w.ips.contains(&ip))?;
-        cookies.get(&workload.uid).copied()
-    };
-    let mut list: Vec<EndpointValue> = Vec::new();
-    // Who is pinned to an endpoint is the agent's to remember.
-    if service.affinity.is_none() {
-        list.extend(eligible.iter().filter_map(|endpoint| {
-            let netns_cookie = here(endpoint.addr.ip(), endpoint.workload.as_ref()?)?;
-            let (ip, port) = (key_ip(endpoint.addr.ip()), endpoint.addr.port());
-            Some(EndpointValue { netns_cookie, ip, port, pad: [0; 3] })
-        }));
-    }
-    let count = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
-    let (eligible, local) = (count(eligible.len()), count(list.len()));
-    let list = write_list(maps, list)?;
-    Ok(ServiceValue { fallback_ip: key_ip(first.ip()), fallback_port: first.port(), flags: 0, list, eligible, local })
+    let here = |workload: &Workload| cookies.get(&workload.uid).copied();
+    let (value, list) = balance::kernel::service(snapshot, service, client, here);
+    Ok(ServiceValue { list: write_list(maps, list)?, ..value })
 }
 
 /// The number of the list with these endpoints, written if there is none yet.

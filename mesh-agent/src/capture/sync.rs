@@ -1,26 +1,23 @@
 //! Makes the kernel's maps say what the snapshot says: only differences are written.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 
 use aya::maps::lpm_trie::Key;
 use mesh_common::key::{
-    CidrKey, Digest, INBOUND, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OUTBOUND, PROBE,
-    PortKey, v4_mapped,
+    CidrKey, Digest, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, PortKey,
 };
-use mesh_common::value::{
-    MeshIpValue, NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_PROBE,
-    PORT_STRICT, PodValue, PortRule, ShareValue,
-};
+use mesh_common::value::{MeshIpValue, NO_POLICY, POD_CAPTURES, PodValue, PortRule, ShareValue};
 
 use super::error::CaptureError;
 use super::kernel::{Kernel, Maps, pinned_cookies};
 use super::netns::Netns;
 use super::pod::EnrolledPod;
 use super::{digest, links, rules, services};
-use crate::model::workload::{PeerMode, Workload, WorkloadUid};
+pub(super) use crate::model::addr::key_ip;
+use crate::model::workload::{Workload, WorkloadUid};
+use crate::policy::facts;
 use crate::proxy::pod_net::PodNet;
 use crate::snapshot::Snapshot;
 
@@ -113,19 +110,10 @@ pub(super) fn write_pod(
     let cidrs = cidr_rules(cookie, workload);
     sync_port_rules(maps, cookie, &rules)?;
     sync_cidrs(maps, cookie, &cidrs)?;
-    let mut flags = 0;
-    if pod.captures.load(Ordering::Relaxed) {
-        flags |= POD_CAPTURES;
-    }
-    if workload.peer_mode.default == PeerMode::Strict && !lenient {
-        flags |= POD_STRICT;
-    }
-    if policy != NO_POLICY {
-        flags |= POD_POLICY;
-    }
-    let first = |v4: bool| workload.ips.iter().find(|ip| ip.is_ipv4() == v4).map_or([0; 16], |ip| key_ip(*ip));
+    let flags = facts::flags(workload, pod.captures.load(Ordering::Relaxed), lenient, policy != NO_POLICY);
+    let [ip4, ip6] = facts::own_ips(workload);
     let identity = digest::of_identity(&workload.identity);
-    let value = PodValue { ip4: first(true), ip6: first(false), identity, policy, flags, pad: 0 };
+    let value = PodValue { ip4, ip6, identity, policy, flags, pad: 0 };
     // Connections of a pod without a share are refused: first, and never reset while records of its pod stand.
     if maps.shares.get(&cookie, 0).is_err() {
         maps.shares.insert(cookie, ShareValue { records: 0 }, 0).map_err(|e| CaptureError::map("shares", &e))?;
@@ -157,25 +145,8 @@ pub(super) fn remove_cookie(maps: &mut Maps, cookie: u64) {
 }
 
 fn port_rules(cookie: u64, workload: &Workload, lenient: bool) -> HashMap<PortKey, PortRule> {
-    let key = |port, direction| PortKey { netns_cookie: cookie, port, direction, pad: 0 };
-    let mut rules = HashMap::new();
-    for (port, mode) in &workload.peer_mode.ports {
-        let rule = match mode {
-            PeerMode::Strict if !lenient => PORT_STRICT,
-            _ => PORT_PERMISSIVE,
-        };
-        rules.insert(key(*port, INBOUND), PortRule { rule });
-    }
-    for port in &workload.exclusions.inbound_ports {
-        rules.insert(key(*port, INBOUND), PortRule { rule: PORT_EXCLUDED });
-    }
-    for port in &workload.probe_ports {
-        rules.insert(key(*port, PROBE), PortRule { rule: PORT_PROBE });
-    }
-    for port in &workload.exclusions.outbound_ports {
-        rules.insert(key(*port, OUTBOUND), PortRule { rule: PORT_EXCLUDED });
-    }
-    rules
+    let key = |(port, direction)| PortKey { netns_cookie: cookie, port, direction, pad: 0 };
+    facts::port_rules(workload, lenient).into_iter().map(|(at, rule)| (key(at), PortRule { rule })).collect()
 }
 
 fn cidr_rules(cookie: u64, workload: &Workload) -> HashSet<(u32, CidrKey)> {
@@ -254,11 +225,4 @@ fn sync_mesh_ips(
         keep
     });
     Ok(())
-}
-
-pub(super) fn key_ip(ip: IpAddr) -> Ip {
-    match ip.to_canonical() {
-        IpAddr::V4(v4) => v4_mapped(v4.octets()),
-        IpAddr::V6(v6) => v6.octets(),
-    }
 }

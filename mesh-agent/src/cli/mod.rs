@@ -1,16 +1,20 @@
-//! The subcommands for people: `ca`, `check`, `status`. `run` is the agent itself and lives in `main`.
+//! The subcommands for people: `ca`, `check`, `explain`, `status`. `run` is the agent itself and lives in `main`.
 //!
 //! Each parses its arguments, does one thing with the rooms it needs, prints, and gives an exit code: 0 done,
 //! 1 not, 64 wrong arguments. Results go to stdout, everything else to stderr.
 
 mod ca;
 mod check;
+mod explain;
 pub mod log;
 mod status;
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
+
+use crate::admin;
 
 /// What `mesh-agent` can do besides `run`.
 #[derive(Debug, clap::Subcommand)]
@@ -19,6 +23,8 @@ pub enum Command {
     Ca(ca::CaArgs),
     /// Say whether this machine can run the agent, and what to do if not
     Check(check::CheckArgs),
+    /// Say what becomes of a connection and why: lane, verdict, rule, and where it is enforced
+    Explain(explain::ExplainArgs),
     /// Show pods, identities, peers and problems of the agent on this node
     Status(status::StatusArgs),
 }
@@ -30,9 +36,26 @@ impl Command {
         match self {
             Self::Ca(args) => ca::run(args),
             Self::Check(args) => check::run(&args),
+            Self::Explain(args) => explain::run(args),
             Self::Status(args) => status::run(&args),
         }
     }
+}
+
+/// Asks the agent with this state directory.
+///
+/// # Errors
+/// A sentence with what to look at.
+fn ask<T: serde::de::DeserializeOwned>(state_dir: &Path, request: &admin::Request) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime
+        .block_on(admin::ask(state_dir, request))
+        .map_err(|error| format!("{error}; is an agent with this --state-dir running, and are you its user?"))
+}
+
+/// One line, and nothing that a terminal would obey: reasons may quote what somebody wrote into an object.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Prints a result. A reader that hangs up (`| head`) is no failure of ours.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{fail, print};
-use crate::admin::fetch_status;
+use super::{ask, fail, plain, print};
+use crate::admin::Request;
 use crate::admin::status::{IdentityStatus, PodStatus, Status};
 
 /// Arguments of `status`.
@@ -21,15 +21,9 @@ pub struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    let status = match runtime.block_on(fetch_status(&args.state_dir)) {
+    let status: Status = match ask(&args.state_dir, &Request::Status) {
         Ok(status) => status,
-        Err(error) => {
-            return fail(&format!("{error}; is an agent with this --state-dir running, and are you its user?"));
-        }
+        Err(error) => return fail(&error),
     };
     if args.json {
         match serde_json::to_string_pretty(&status) {
@@ -106,11 +100,6 @@ fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows:
     for row in &rows {
         line(&row.each_ref().map(String::as_str));
     }
-}
-
-/// One line, and nothing that a terminal would obey: reasons may quote what somebody wrote into an object.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn or_dash(text: &str) -> String {

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_common::key::{Ip, v4_mapped};
+
 macro_rules! role {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -65,6 +67,15 @@ pub enum Scope {
     All,
     /// Those that the kernel cannot connect to by itself: it has drawn among all, and drawn one of these.
     Rest,
+}
+
+/// An address as the kernel's maps have it: 16 bytes in network order, IPv4 as v4-mapped.
+#[must_use]
+pub fn key_ip(ip: IpAddr) -> Ip {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4_mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
 }
 
 /// Turns `::ffff:a.b.c.d` into `a.b.c.d`; leaves everything else alone.

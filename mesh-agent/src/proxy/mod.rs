@@ -161,6 +161,12 @@ impl Proxy {
         })
     }
 
+    /// The ports that no tunnel is delivered to.
+    #[must_use]
+    pub fn refused_ports(&self) -> Vec<u16> {
+        self.shared.refused_ports.clone()
+    }
+
     /// Serves a pod from now on. Its listeners live on one worker; connections may be handed to others.
     ///
     /// # Errors

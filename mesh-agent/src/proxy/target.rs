@@ -6,10 +6,11 @@
 use std::sync::Arc;
 
 use super::failure::Failure;
+use crate::balance::kernel::is_kernels;
 use crate::balance::{Balancer, Client, Pick};
 use crate::model::addr::{EndpointAddr, OrigDst, Scope};
 use crate::model::service::ServicePort;
-use crate::model::workload::{Captured, Workload, WorkloadUid};
+use crate::model::workload::{Captured, Workload};
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::ServiceName;
 
@@ -94,10 +95,7 @@ impl Candidates<'_> {
     /// Keeps to what the kernel has drawn, unless nothing of it is left.
     fn choose(&self, service: &ServicePort, snapshot: &Snapshot) -> Option<Pick> {
         if self.scope == Scope::Rest {
-            let here = |uid: &WorkloadUid| {
-                snapshot.workload(uid).is_some_and(|w| w.captured.is_some() && *w.node == *snapshot.node())
-            };
-            let kernels = service.endpoints.iter().filter(|endpoint| endpoint.workload.as_ref().is_some_and(here));
+            let kernels = service.endpoints.iter().filter(|one| is_kernels(one, snapshot, snapshot.node()));
             let mut exclude = self.tried.clone();
             exclude.extend(kernels.map(|endpoint| endpoint.addr));
             if let Some(pick) = self.balancer.choose(service, &self.client, &exclude) {
@@ -109,12 +107,7 @@ impl Candidates<'_> {
 }
 
 fn target(snapshot: &Snapshot, addr: EndpointAddr, pick: Option<Pick>) -> Target {
-    // A slice may name a pod that no longer has this address; then whoever owns the address is there.
-    let named = pick.as_ref().and_then(|pick| snapshot.workload(pick.endpoint().workload.as_ref()?));
-    let workload = named
-        .filter(|workload| workload.ips.contains(&addr.ip()))
-        .or_else(|| snapshot.workload_by_ip(addr.ip()))
-        .or(named.filter(|workload| workload.host_network))
-        .map(Arc::clone);
+    let named = pick.as_ref().and_then(|pick| pick.endpoint().workload.as_ref());
+    let workload = snapshot.behind(addr.ip(), named).map(Arc::clone);
     Target { addr, workload, _pick: pick }
 }

@@ -94,6 +94,17 @@ impl Snapshot {
         self.by_ip.get(&ip)
     }
 
+    /// The pod behind an endpoint at `ip` whose slice names the pod `named`: that one if it has the address, else
+    /// whoever owns it (a slice may be behind), else the named one if it has the node's addresses.
+    #[must_use]
+    pub fn behind(&self, ip: IpAddr, named: Option<&WorkloadUid>) -> Option<&Arc<Workload>> {
+        let named = named.and_then(|uid| self.workload(uid));
+        named
+            .filter(|workload| workload.ips.contains(&ip))
+            .or_else(|| self.workload_by_ip(ip))
+            .or(named.filter(|workload| workload.host_network))
+    }
+
     /// The service port behind a virtual address (canonical) and port.
     #[must_use]
     pub fn service_by_vip(&self, vip: SocketAddr) -> Option<&Arc<ServicePort>> {

@@ -9,6 +9,7 @@
 mod bench;
 mod equality;
 mod fail_closed;
+mod inspect;
 mod pair;
 mod probes;
 mod race;
