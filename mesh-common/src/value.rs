@@ -249,5 +249,6 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(PodValue ServiceValue EndpointValue MeshIpValue PolicyValue ShareValue PortRule OrigDst Asked FlowValue Event ClosedEvent);
+    pod!(PodValue ServiceValue EndpointValue MeshIpValue PolicyValue ShareValue PortRule);
+    pod!(OrigDst Asked FlowValue Event ClosedEvent);
 }

@@ -247,7 +247,8 @@ fn tell(ctx: &SockOpsContext, key: &FlowKey, flow: &FlowValue) {
     });
     // Waking the agent for each would cost more than the connection: it looks ten times a second by itself.
     let filled = crate::maps::EVENTS.query(BPF_RB_AVAIL_DATA.into());
-    entry.submit(if filled > u64::from(EVENT_BYTES / 4) { BPF_RB_FORCE_WAKEUP.into() } else { BPF_RB_NO_WAKEUP.into() });
+    let wake = if filled > u64::from(EVENT_BYTES / 4) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    entry.submit(wake.into());
 }
 
 /// All sockets of the pods and of the agent.

@@ -7,7 +7,7 @@
 //! ```
 //! An agent that dies leaves all of it in force: pods with policy stay refused, nothing fails open.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -26,12 +26,13 @@ use mesh_common::value::{
 
 use super::error::CaptureError;
 use super::events::EventReader;
-use super::netns::{Netns, cgroup_of, cgroup_path, cookie};
+use super::netns::{Netns, cgroup_of, cgroup_path};
 use super::pod::Enrolments;
 use super::probe::missing_capabilities;
 use super::records::Records;
 use super::sync::Mirror;
-use super::{links, routes, rules, services};
+use super::uninstall::remove_other_maps;
+use super::{links, rules, services};
 use crate::sys;
 
 #[cfg(mesh_ebpf)]
@@ -64,7 +65,7 @@ const MAPS: [&str; 17] = [
 ];
 const SOCK_ADDR_PROGRAMS: [&str; 4] = ["mesh_connect4", "mesh_connect6", "mesh_getpeername4", "mesh_getpeername6"];
 /// The agent's own cgroup below the attach point: `sock_ops` must see the sockets that it accepts.
-const OWN_CGROUP: &str = "mesh-agent";
+pub(super) const OWN_CGROUP: &str = "mesh-agent";
 
 /// Where an instance of the agent lives. Nothing of it is global: several agents share one kernel.
 #[derive(Clone, Debug)]
@@ -80,11 +81,11 @@ pub struct KernelConfig {
 }
 
 impl KernelConfig {
-    fn root(&self) -> PathBuf {
+    pub(super) fn root(&self) -> PathBuf {
         self.bpffs.join(&self.instance)
     }
 
-    fn maps(&self) -> PathBuf {
+    pub(super) fn maps(&self) -> PathBuf {
         self.root().join(format!("maps-{OBJECT_HASH}"))
     }
 
@@ -341,64 +342,4 @@ fn enter_own_cgroup(cgroup: &Path, mount: &Path, attach_path: &str) -> io::Resul
     }
     fs::write(own.join("cgroup.procs"), "0")?;
     Ok(Some(mount.join(current.trim_start_matches('/'))))
-}
-
-/// Maps of another kernel half: nobody but links that are updated by now referred to them.
-fn remove_other_maps(config: &KernelConfig) {
-    let keep = config.maps();
-    let Ok(entries) = fs::read_dir(config.root()) else { return };
-    for dir in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        let is_maps = dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps-"));
-        if is_maps && dir != keep {
-            tracing::info!(dir = %dir.display(), "removing the maps of another version");
-            remove_dir(&dir);
-        }
-    }
-}
-
-fn remove_dir(dir: &Path) {
-    if let Ok(entries) = fs::read_dir(dir) {
-        for entry in entries.filter_map(Result::ok) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-    let _ = fs::remove_dir(dir);
-}
-
-/// Leaves a node as it was found: no program, map, rule or sysctl of this instance remains.
-///
-/// The agent that knew its pods may be gone, but their pins name the cookies of their network namespaces: those
-/// under /run/netns are cleaned, and no other instance's.
-///
-/// # Errors
-/// When the instance's directory cannot be removed.
-pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
-    let cookies: HashSet<u64> = pinned_cookies(config).collect();
-    for dir in [config.pods(), config.links()] {
-        for pin in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
-            links::remove(&pin.path())?;
-        }
-        remove_dir(&dir);
-    }
-    remove_dir(&config.maps());
-    remove_other_maps(config);
-    for netns in named_netns().iter().filter(|netns| cookie(netns).is_ok_and(|cookie| cookies.contains(&cookie))) {
-        let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));
-    }
-    let _ = fs::remove_dir(config.cgroup.join(OWN_CGROUP));
-    match fs::remove_dir(config.root()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Cookies of the network namespaces that this instance has a hook in.
-pub(super) fn pinned_cookies(config: &KernelConfig) -> impl Iterator<Item = u64> + use<> {
-    let pins = fs::read_dir(config.pods()).into_iter().flatten().filter_map(Result::ok);
-    pins.filter_map(|pin| pin.file_name().to_str()?.parse().ok())
-}
-
-fn named_netns() -> Vec<File> {
-    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
-    entries.filter_map(|entry| File::open(entry.ok()?.path()).ok()).collect()
 }

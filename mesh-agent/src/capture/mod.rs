@@ -23,11 +23,13 @@ mod services;
 mod sockets;
 mod sweep;
 mod sync;
+mod uninstall;
 
 pub use error::{CaptureError, NotCaptured};
 pub use events::{Closed, EventReader, KernelEvent, Refusal};
-pub use kernel::{Kernel, KernelConfig, uninstall};
+pub use kernel::{Kernel, KernelConfig};
 pub use kubelet::Kubelet;
 pub use pod::{EnrolledPod, PodSockets};
 pub use sockets::DirectConnection;
 pub use sweep::{LiveNative, Sweep, Traffic};
+pub use uninstall::uninstall;

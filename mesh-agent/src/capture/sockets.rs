@@ -83,8 +83,8 @@ fn connection(id: &SocketId) -> DirectConnection {
     }
 }
 
-/// Without a record: inbound to the application, from outside the pod, and not delivered by the agent (which marks its own, and
-/// the accepted socket inherits the mark).
+/// Without a record: inbound to the application, from outside the pod, and not delivered by the agent (which marks
+/// its own, and the accepted socket inherits the mark).
 fn came_in_direct(socket: &InetResponse, connection: &DirectConnection, listening: &HashSet<u16>) -> bool {
     let (local, peer) = (connection.local, connection.peer);
     let marked = socket.nlas.iter().any(|nla| matches!(nla, Nla::Mark(MARK)));

@@ -11,9 +11,10 @@ use mesh_common::key::{
 use mesh_common::value::{MeshIpValue, NO_POLICY, POD_CAPTURES, PodValue, PortRule, ShareValue};
 
 use super::error::CaptureError;
-use super::kernel::{Kernel, Maps, pinned_cookies};
+use super::kernel::{Kernel, Maps};
 use super::netns::Netns;
 use super::pod::EnrolledPod;
+use super::uninstall::pinned_cookies;
 use super::{digest, links, rules, services};
 pub(super) use crate::model::addr::key_ip;
 use crate::model::workload::{Workload, WorkloadUid};

@@ -145,10 +145,7 @@ impl Drop for Listening {
 
 /// A process in `home` that listens, in the network namespace of the test itself.
 fn listen(home: &Home, port: u16) -> Result<Child> {
-    let script = format!(
-        "echo $$ > {}/cgroup.procs && exec python3 -c 'import socket,time; s=socket.create_server((\"127.0.0.1\",{port})); \
-         time.sleep(60)'",
-        home.0.display()
-    );
+    let server = format!("import socket, time; s = socket.create_server((\"127.0.0.1\", {port})); time.sleep(60)");
+    let script = format!("echo $$ > {}/cgroup.procs && exec python3 -c '{server}'", home.0.display());
     Ok(Command::new("bash").args(["-c", &script]).spawn()?)
 }
