@@ -127,6 +127,27 @@ fn a_live_native_connection_ends_when_a_policy_forbids_it_and_others_live_on() -
     })
 }
 
+/// Nothing else changes after the policy: what was written for it goes by itself.
+#[test]
+fn entries_of_rules_that_are_gone_are_taken_away() -> Result<()> {
+    scenario(|mesh| {
+        neighbours(mesh)?;
+        let entries = |mesh: &Mesh| -> Result<usize> {
+            let all = mesh_tests::bpf::map_entries(mesh.node(Side::A).bpffs())?;
+            Ok(all.get("policy").copied().unwrap_or(0))
+        };
+        mesh.objects().put_policy("shop", "only-client", ONLY_CLIENT)?;
+        wait::until("the rules are in the kernel", IN_FORCE_WITHIN, || {
+            wait::holds(entries(mesh)? > 0, || "no entry".to_owned())
+        })?;
+        mesh.objects().remove("authorizationpolicy-shop-only-client")?;
+        wait::until("the rules have left the kernel", IN_FORCE_WITHIN, || {
+            let left = entries(mesh)?;
+            wait::holds(left == 0, || format!("{left} entries"))
+        })
+    })
+}
+
 #[test]
 fn neighbours_do_not_notice_that_the_agent_dies_and_comes_back() -> Result<()> {
     scenario(|mesh| {

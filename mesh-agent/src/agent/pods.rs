@@ -316,7 +316,10 @@ impl Pods {
             Stage::Captured(member) => member.lenient_until,
             Stage::Leaving { until, .. } => Some(*until),
         };
-        self.stages.values().filter_map(|(_, stage)| when(stage)).min()
+        let stages = self.stages.values().filter_map(|(_, stage)| when(stage));
+        // What could not be written is tried again at the same pace.
+        let sync = self.parts.kernel.next_sync().map(|due| due.max(Instant::now() + POLL));
+        stages.chain(sync).min()
     }
 
     /// Where every pod stands.

@@ -53,6 +53,11 @@ impl Written {
         }
         written
     }
+
+    /// When the first of the entries that no pod refers to any more may go.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pairs.values().filter_map(|entries| entries.unwanted_since).min().map(|since| since + LINGER)
+    }
 }
 
 /// The name of the rules that hold for `workload`: those that could be written, else such as allow nothing.
@@ -61,15 +66,15 @@ pub(super) fn name(maps: &Maps, snapshot: &Snapshot, workload: &Workload) -> Dig
     if maps.rules.broken.contains(&name) { BROKEN_POLICY } else { name }
 }
 
-/// Brings the map up to date with the snapshot, once for each.
+/// Brings the map up to date with the snapshot: once for each, and when entries are due to go.
 ///
 /// # Errors
 /// The first entry that could not be written; pods with those rules refuse every connection then.
 pub(super) fn sync(maps: &mut Maps, snapshot: &Snapshot) -> Result<(), CaptureError> {
-    if maps.rules.generation == Some(snapshot.generation()) {
+    let now = Instant::now();
+    if maps.rules.generation == Some(snapshot.generation()) && maps.rules.due().is_none_or(|due| due > now) {
         return Ok(());
     }
-    let now = Instant::now();
     let (sets, clients) = wanted(snapshot);
     let mut outcome = Ok(());
     maps.rules.broken.clear();

@@ -54,6 +54,11 @@ impl Written {
         }
         Self { services, lists, last }
     }
+
+    /// When the first of the lists that no service refers to any more may go.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.lists.values().filter_map(|list| list.unwanted_since).min().map(|since| since + LINGER)
+    }
 }
 
 /// Makes the maps say what the snapshot says. `cookies` are the pods that connections can go to natively.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Instant;
 
 use aya::maps::lpm_trie::Key;
 use mesh_common::key::{
@@ -79,6 +80,12 @@ impl Kernel {
         keep(sync_mesh_ips(&mut maps, snapshot, &cookies));
         keep(services::sync(&mut maps, snapshot, &cookies));
         first_error
+    }
+
+    /// When [`Self::sync`] has something to take away even if nothing changes: entries outlive their last reader.
+    pub fn next_sync(&self) -> Option<Instant> {
+        let maps = self.lock_maps();
+        maps.rules.due().into_iter().chain(maps.services_written.due()).min()
     }
 
     /// Removes what an earlier agent left of pods that are not in the mesh any more. `known` are the node's
