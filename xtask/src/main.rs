@@ -21,6 +21,7 @@ cargo xtask TASK
 
   demo             a mesh of two nodes, shown from its wire to its metrics  [--keep]
   bench            direct against meshed on the same two nodes  [--rounds N] [--seconds N] [--quick]
+                   [--native]: two pods of one node, and what many rules and services cost a connect()
                    [--peer NAME --up COMMAND --down COMMAND]: another proxy pair on the same topology
   setup            install what building the programs and running the suites needs
   test             unit, agent, kernel and mesh suites  [--long] [unit|kernel|mesh]... [-- TEST-ARGS]

@@ -99,12 +99,15 @@ fn biggest_rss_mib(scene: &Scene<'_>) -> Result<f64> {
     Ok(all?.into_iter().fold(0.0, f64::max) / 1024.0)
 }
 
-struct Iperf {
-    gbit_per_s: f64,
+/// What iperf3 measured.
+pub struct Iperf {
+    /// At the receiver.
+    pub gbit_per_s: f64,
     bytes: f64,
 }
 
-fn iperf(scene: &Scene<'_>, streams: u32, seconds: u32) -> Result<Iperf> {
+/// Streams to the server.
+pub fn iperf(scene: &Scene<'_>, streams: u32, seconds: u32) -> Result<Iperf> {
     let to = scene.target(port::IPERF);
     let mut command = Command::new("iperf3");
     command.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
@@ -118,12 +121,14 @@ fn iperf(scene: &Scene<'_>, streams: u32, seconds: u32) -> Result<Iperf> {
     Ok(Iperf { gbit_per_s: received("bits_per_second")? / 1e9, bytes: received("bytes")? })
 }
 
+/// What wrk measured.
 #[derive(Debug, PartialEq)]
-struct Wrk {
+pub struct Wrk {
     p50_us: f64,
     p99_us: f64,
     requests: u64,
-    per_second: f64,
+    /// Requests per second.
+    pub per_second: f64,
 }
 
 fn wrk_command(scene: &Scene<'_>, threads: u32, connections: u32, seconds: u32, close: bool) -> Command {
@@ -136,7 +141,8 @@ fn wrk_command(scene: &Scene<'_>, threads: u32, connections: u32, seconds: u32, 
     command
 }
 
-fn wrk(scene: &Scene<'_>, threads: u32, connections: u32, seconds: u32, close: bool) -> Result<Wrk> {
+/// Requests to the server; with `close`, each on a connection of its own.
+pub fn wrk(scene: &Scene<'_>, threads: u32, connections: u32, seconds: u32, close: bool) -> Result<Wrk> {
     let command = wrk_command(scene, threads, connections, seconds, close);
     parse_wrk(&run(scene, &format!("wrk-{connections}-{close}"), command, seconds)?)
 }

@@ -2,9 +2,11 @@
 //!
 //! Method: every round measures direct, direct once more (the A/A row: what noise alone does) and meshed; ratios
 //! are taken within a round, and medians of those over the rounds. While direct is measured none of our programs
-//! is attached, which is asserted. Run it on an otherwise idle machine.
+//! is attached, which is asserted. Run it on an otherwise idle machine. `--native` does the same for two pods of one
+//! node, see [`native`].
 
 mod measure;
+mod native;
 mod path;
 mod report;
 mod rows;
@@ -25,6 +27,7 @@ struct Options {
     rounds: usize,
     seconds: u32,
     peer: Option<Peer>,
+    native: bool,
 }
 
 /// Measures, prints the table and writes the JSON.
@@ -37,18 +40,22 @@ pub fn run(args: &[String]) -> Result<()> {
     shell::run(shell::cargo().args(["build", "--release", "-p", "mesh-agent", "-p", "mesh-tests", "--bins"]))?;
     programs::prefer(shell::target_dir()?.join("release"));
     leftovers::sweep()?;
-    let report = measure(&options);
+    let printed = if options.native {
+        native::measure(options.rounds, options.seconds).map(|report| (report.table(), report.json()))
+    } else {
+        measure(&options).map(|report| (report.table(), report.json()))
+    };
     leftovers::nothing_left()?;
-    let report = report?;
-    print!("{}", report.table());
+    let (table, json) = printed?;
+    print!("{table}");
     let file = report_file()?;
-    std::fs::write(&file, report.json()).with_context(|| format!("cannot write {}", file.display()))?;
+    std::fs::write(&file, json).with_context(|| format!("cannot write {}", file.display()))?;
     println!("\nEvery sample: {}", file.display());
     Ok(())
 }
 
 fn parse(args: &[String]) -> Result<Options> {
-    let mut options = Options { rounds: 7, seconds: 3, peer: None };
+    let mut options = Options { rounds: 7, seconds: 3, peer: None, native: false };
     let (mut name, mut up, mut down) = (None, None, None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -56,6 +63,7 @@ fn parse(args: &[String]) -> Result<Options> {
         match arg.as_str() {
             "--rounds" => options.rounds = value()?.parse().context("--rounds is no number")?,
             "--seconds" => options.seconds = value()?.parse().context("--seconds is no number")?,
+            "--native" => options.native = true,
             "--quick" => (options.rounds, options.seconds) = (3, 1),
             "--peer" => name = Some(value()?),
             "--up" => up = Some(value()?),
@@ -69,6 +77,7 @@ fn parse(args: &[String]) -> Result<Options> {
         (Some(name), Some(up), Some(down)) => Some(Peer { name, up, down }),
         _ => bail!("--peer, --up and --down belong together"),
     };
+    ensure!(!options.native || options.peer.is_none(), "--native compares with no peer");
     Ok(options)
 }
 

@@ -84,7 +84,12 @@ pub struct Scene<'a> {
     server: IpAddr,
 }
 
-impl Scene<'_> {
+impl<'a> Scene<'a> {
+    /// A client, and where it must go; nothing is accounted.
+    pub fn new(client: &'a Workload, server: IpAddr, targets: BTreeMap<u16, SocketAddr>) -> Self {
+        Scene { client, proxies: Vec::new(), targets, server }
+    }
+
     /// Where the client must go to reach a port of the server.
     pub fn target(&self, port: u16) -> SocketAddr {
         self.targets.get(&port).copied().unwrap_or(SocketAddr::new(self.server, port))
@@ -136,15 +141,7 @@ impl Stage {
     }
 
     fn nothing_attached(&self) -> Result<()> {
-        for side in Side::BOTH {
-            let attached = bpf::attached_to_cgroup(self.mesh.node(side).cgroup())?;
-            ensure!(attached == 0, "{attached} programs are attached on {}", side.node_name());
-        }
-        for pod in [&self.client, &self.server] {
-            let attached = bpf::attached_to_netns(pod.netns())?;
-            ensure!(attached == 0, "{attached} programs are attached to {}", pod.name());
-        }
-        Ok(())
+        nothing_attached(&self.mesh, &[&self.client, &self.server])
     }
 
     fn meshed(&mut self, measure: impl FnOnce(&Scene<'_>) -> Result<()>) -> Result<()> {
@@ -209,6 +206,19 @@ impl Stage {
         ensure!(status.success(), "`{text}` of {} failed: {status}", peer.name);
         Ok(())
     }
+}
+
+/// `Err` while any program is attached to a node's cgroup or to one of the pods.
+pub fn nothing_attached(mesh: &Mesh, pods: &[&Workload]) -> Result<()> {
+    for side in Side::BOTH {
+        let attached = bpf::attached_to_cgroup(mesh.node(side).cgroup())?;
+        ensure!(attached == 0, "{attached} programs are attached on {}", side.node_name());
+    }
+    for pod in pods {
+        let attached = bpf::attached_to_netns(pod.netns())?;
+        ensure!(attached == 0, "{attached} programs are attached to {}", pod.name());
+    }
+    Ok(())
 }
 
 fn read(path: &std::path::Path) -> Result<String> {

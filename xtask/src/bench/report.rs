@@ -139,12 +139,13 @@ impl Report {
     }
 }
 
-fn verdict(met: bool) -> &'static str {
+/// The last column.
+pub fn verdict(met: bool) -> &'static str {
     if met { "yes" } else { "NO" }
 }
 
 /// Three figures and a unit.
-fn short(value: f64, unit: &str) -> String {
+pub fn short(value: f64, unit: &str) -> String {
     let digits = if value >= 100.0 {
         0
     } else if value >= 10.0 {
@@ -159,7 +160,7 @@ fn short(value: f64, unit: &str) -> String {
 }
 
 /// What the numbers were made on.
-fn machine() -> Value {
+pub fn machine() -> Value {
     let first = |path: &str, prefix: &str| {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(prefix)).unwrap_or_default();

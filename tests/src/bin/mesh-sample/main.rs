@@ -5,6 +5,7 @@
 
 mod churn;
 mod http;
+mod latency;
 mod options;
 mod pattern;
 mod probe;
@@ -35,6 +36,8 @@ clients (--to IP:PORT)
   burst       --count N: all open at once, then all closed
   chat        --every-ms N --count N: one connection, a line to and fro at a steady pace
   greet       --count N: times the first byte of a server that speaks first
+  pingpong    --count N [--bytes N]: one connection, a message to and fro; prints percentiles
+  connect     --count N: times connect() alone, then resets; prints percentiles
   hold        --count N: opens connections to an echo server and keeps them until it is killed
   say         --lines-file FILE --connections N: sends each line and wants it back
   shout       --count N --parallel N --bytes N: connect, write, close
@@ -77,6 +80,8 @@ fn run() -> Result<()> {
         "churn" => churn::churn(&options),
         "burst" => churn::burst(&options),
         "greet" => churn::greet(&options),
+        "pingpong" => latency::pingpong(&options),
+        "connect" => latency::connect(&options),
         "hold" => churn::hold(&options),
         "chat" => churn::chat(&options),
         "say" => churn::say(&options),
