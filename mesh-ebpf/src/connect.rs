@@ -17,8 +17,7 @@ use mesh_common::key::{
 };
 use mesh_common::limits::{CAPTURE_PORT_FIRST, RECORDS_PER_POD};
 use mesh_common::value::{
-    EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, PodValue,
-    ServiceValue,
+    EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, PodValue, ServiceValue,
 };
 
 use crate::maps::{
