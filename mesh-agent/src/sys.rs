@@ -20,6 +20,11 @@ const BPF_OBJ_GET: libc::c_long = 7;
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
+/// Of `membarrier(2)`.
+const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
+/// Of `membarrier(2)`: returns after a grace period of RCU.
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
 /// The network namespace that the process started in.
 static HOME_NETNS: OnceLock<File> = OnceLock::new();
 
@@ -128,10 +133,17 @@ pub fn bpf_link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 /// Waits until every eBPF program that was running when this was called has ended: what it read of a map that was
 /// written before is of the past (`MEMBARRIER_CMD_GLOBAL` of membarrier(2): one RCU grace period, about 10 ms).
 pub fn wait_for_readers() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: no pointer is involved. It fails only on kernels without the call, where a grace period is waited for
-    // by nothing: the sweep that follows is then as exact as a scheduling delay.
+    // SAFETY: no pointer is involved. It fails where `can_wait_for_readers` says no: what follows is then as exact as
+    // a scheduling delay.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
+/// Whether [`wait_for_readers`] waits: not without CONFIG_MEMBARRIER, nor with `nohz_full` processors.
+#[must_use]
+pub fn can_wait_for_readers() -> bool {
+    // SAFETY: no pointer is involved. Gives the commands that work, as bits, or -1.
+    let commands = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0) };
+    commands > 0 && commands & libc::c_long::from(MEMBARRIER_CMD_GLOBAL) != 0
 }
 
 /// Opens a pinned BPF object.

@@ -9,6 +9,7 @@ mod bench;
 mod check;
 mod compile;
 mod demo;
+mod kernels;
 mod setup;
 mod shell;
 mod test;
@@ -24,7 +25,10 @@ cargo xtask TASK
                    [--native]: two pods of one node, and what many rules and services cost a connect()
                    [--peer NAME --up COMMAND --down COMMAND]: another proxy pair on the same topology
   setup            install what building the programs and running the suites needs
-  test             unit, agent, kernel and mesh suites  [--long] [unit|kernel|mesh]... [-- TEST-ARGS]
+  test             unit, kernel and mesh suites, and the kernel suites under Linux 6.1
+                   [--long] [unit|kernel|mesh|guest]... [-- TEST-ARGS]
+  kernels          the kernel suites under Debian's 6.1, 6.12 and newest kernel, emulated
+                   [6.1|6.12|newest]... [--update: look for newer packages] [-- TEST-ARGS]
   check            rustfmt, clippy, tidy, cargo-deny, rustdoc
   tidy             the rules of ARCHITECTURE.md and of style that no compiler checks
 ";
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(rest),
         "setup" => setup::run(rest),
         "test" => test::run(rest),
+        "kernels" => kernels::run(rest),
         "check" => check::run(rest),
         "tidy" => tidy::run(rest),
         "help" | "--help" | "-h" => {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use mesh_tests::{interrupt, leftovers};
 
-use crate::{compile, setup, shell};
+use crate::{compile, kernels, setup, shell};
 
 /// Tells the suites to run in full length; see `mesh_tests::scale`.
 const LONG: &str = "MESH_TEST_LONG";
@@ -22,9 +22,11 @@ enum Suite {
     Kernel,
     /// Two nodes end to end.
     Mesh,
+    /// The kernel suites once more, under other kernels (`kernels`).
+    Guest,
 }
 
-const SUITES: [Suite; 3] = [Suite::Unit, Suite::Kernel, Suite::Mesh];
+const SUITES: [Suite; 4] = [Suite::Unit, Suite::Kernel, Suite::Mesh, Suite::Guest];
 
 impl Suite {
     fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Suite {
             Self::Unit => "unit",
             Self::Kernel => "kernel",
             Self::Mesh => "mesh",
+            Self::Guest => "guest",
         }
     }
 
@@ -61,7 +64,7 @@ struct Options {
 
 /// How many tests ended how.
 #[derive(Default, Debug, PartialEq, Eq)]
-struct Tally {
+pub struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
@@ -84,6 +87,8 @@ pub fn run(args: &[String]) -> Result<()> {
     for suite in &options.suites {
         eprintln!("\n== {} ==", suite.name());
         match &obstacle {
+            None if *suite == Suite::Guest => kernels::guests(options.long, &options.test_args, &mut tally),
+            Some(why) if *suite == Suite::Guest => tally.skip("guest", why),
             Some(why) if *suite != Suite::Unit => {
                 let count = count(*suite)?;
                 eprintln!("{}: {count} tests skipped: {why}", suite.name());
@@ -93,12 +98,7 @@ pub fn run(args: &[String]) -> Result<()> {
         }
         interrupt::check()?;
     }
-    let skipped = if tally.skipped == 0 { String::new() } else { format!(", {} skipped", tally.skipped) };
-    println!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
-    if tally.failed > 0 {
-        // The last line of the output is the tally, alone.
-        std::process::exit(1);
-    }
+    tally.finish();
     Ok(())
 }
 
@@ -111,7 +111,7 @@ fn parse(args: &[String]) -> Result<Options> {
             "--" => options.test_args.extend(args.by_ref().cloned()),
             name => match SUITES.iter().find(|suite| suite.name() == name) {
                 Some(suite) => options.suites.push(*suite),
-                None => bail!("`{name}` is neither an option nor a suite (unit, kernel, mesh)"),
+                None => bail!("`{name}` is neither an option nor a suite (unit, kernel, mesh, guest)"),
             },
         }
     }
@@ -194,8 +194,28 @@ fn run_suite(suite: Suite, options: &Options, tally: &mut Tally) -> Result<()> {
 }
 
 impl Tally {
+    /// Prints the last line, alone, and ends the program if anything failed.
+    pub fn finish(&self) {
+        let skipped = if self.skipped == 0 { String::new() } else { format!(", {} skipped", self.skipped) };
+        println!("{} passed, {} failed{skipped}", self.passed, self.failed);
+        if self.failed > 0 {
+            std::process::exit(1);
+        }
+    }
+
+    /// Adds one test, or what counts as one, that was not run, and says why.
+    pub fn skip(&mut self, what: &str, why: &str) {
+        eprintln!("{what}: skipped: {why}");
+        self.skipped += 1;
+    }
+
+    /// Adds one failure.
+    pub fn fail(&mut self) {
+        self.failed += 1;
+    }
+
     /// Adds a line like `test result: ok. 12 passed; 0 failed; 0 ignored; …`; leaves other lines alone.
-    fn add(&mut self, line: &str) {
+    pub fn add(&mut self, line: &str) {
         let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
             return;
         };

@@ -14,14 +14,17 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::stage::PodReport;
 use crate::capture::Kernel;
+use crate::capture::probe::{self, SocketControl};
 use crate::identity::{CertState, CertStore};
 use crate::snapshot::SnapshotStore;
+use crate::sys;
 
 /// What the metrics and the status are read from.
 pub(super) struct Board {
     pub(super) kernel: Arc<Kernel>,
     pub(super) snapshots: Arc<SnapshotStore>,
     pub(super) certificates: Arc<CertStore>,
+    socket_control: SocketControl,
     pods: Mutex<Vec<PodReport>>,
 }
 
@@ -33,7 +36,8 @@ impl fmt::Debug for Board {
 
 impl Board {
     pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, certificates: Arc<CertStore>) -> Self {
-        Self { kernel, snapshots, certificates, pods: Mutex::default() }
+        let socket_control = probe::socket_control_at_start();
+        Self { kernel, snapshots, certificates, socket_control, pods: Mutex::default() }
     }
 
     /// Puts up where every pod stands after a reconciliation.
@@ -80,6 +84,17 @@ impl BoardCollector {
         let mut family = encoder.encode_descriptor("mesh_kernel_exits", help, None, MetricType::Counter)?;
         for (counter, count) in self.0.kernel.counters() {
             ConstCounter::new(count).encode(family.encode_family(&[("exit", counter.as_str())])?)?;
+        }
+        let control = self.0.socket_control;
+        let features = [
+            ("sock_diag", control != SocketControl::Nothing),
+            ("sock_destroy", control == SocketControl::Ends),
+            ("membarrier", sys::can_wait_for_readers()),
+        ];
+        let help = "1 where the kernel has what the agent can do without, 0 where it does without (docs/kernels.md)";
+        let mut family = encoder.encode_descriptor("mesh_kernel_feature", help, None, MetricType::Gauge)?;
+        for (feature, present) in features {
+            ConstGauge::new(i64::from(present)).encode(family.encode_family(&[("feature", feature)])?)?;
         }
         Ok(())
     }

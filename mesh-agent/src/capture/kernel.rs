@@ -28,7 +28,7 @@ use super::error::CaptureError;
 use super::events::EventReader;
 use super::netns::{Netns, cgroup_of, cgroup_path};
 use super::pod::Enrolments;
-use super::probe::missing_capabilities;
+use super::probe;
 use super::records::Records;
 use super::sync::Mirror;
 use super::uninstall::remove_other_maps;
@@ -137,13 +137,8 @@ impl Kernel {
     /// # Errors
     /// Names what is missing and what to do about it.
     pub fn start(config: KernelConfig) -> Result<Self, CaptureError> {
-        if OBJECT.is_empty() {
-            return Err(CaptureError::NotBuilt);
-        }
-        let missing = missing_capabilities();
-        if !missing.is_empty() {
-            return Err(CaptureError::Privileges(missing));
-        }
+        // All programs or none: a kernel that refuses one must not be left with the others attached.
+        probe::can_run()?;
         let cgroup_error = |source| CaptureError::Cgroup { path: config.cgroup.clone(), source };
         let cgroup = File::open(&config.cgroup).map_err(cgroup_error)?;
         let (mount, attach_path) = cgroup_path(&config.cgroup)

@@ -98,12 +98,13 @@ fn came_in_direct(socket: &InetResponse, connection: &DirectConnection, listenin
 
 /// Every TCP socket of the network namespace that the calling thread is in.
 pub(super) fn dump_all(extensions: &ExtensionFlags) -> io::Result<Vec<InetResponse>> {
-    let mut sockets = dump(AF_INET, extensions)?;
-    sockets.extend(dump(AF_INET6, extensions)?);
+    let mut sockets = dump(AF_INET, extensions, StateFlags::all())?;
+    sockets.extend(dump(AF_INET6, extensions, StateFlags::all())?);
     Ok(sockets)
 }
 
-fn dump(family: u8, extensions: &ExtensionFlags) -> io::Result<Vec<InetResponse>> {
+/// Those of one family in one of these states.
+pub(super) fn dump(family: u8, extensions: &ExtensionFlags, states: StateFlags) -> io::Result<Vec<InetResponse>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
@@ -113,7 +114,7 @@ fn dump(family: u8, extensions: &ExtensionFlags) -> io::Result<Vec<InetResponse>
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::from_bits_retain(extensions.bits()),
-        states: StateFlags::all(),
+        states,
         socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
     });
     let mut packet = NetlinkMessage::new(header, message.into());

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-pub use tool::Tool;
+pub use tool::{Tool, tools_dir};
 
 /// A program of the distribution, by the package that brings it.
 #[derive(Clone, Copy)]
@@ -26,6 +26,9 @@ const CURL: Program = Program { binary: "curl", package: "curl" };
 const REDIS: Program = Program { binary: "redis-server", package: "redis-server" };
 const NGINX: Program = Program { binary: "nginx", package: "nginx-light" };
 const IPERF: Program = Program { binary: "iperf3", package: "iperf3" };
+const QEMU: Program = Program { binary: "qemu-system-x86_64", package: "qemu-system-x86" };
+const BUSYBOX: Program = Program { binary: "busybox", package: "busybox-static" };
+const XZ: Program = Program { binary: "xz", package: "xz-utils" };
 const WRK: Program = Program { binary: "wrk", package: "wrk" };
 
 /// What the two nodes and their pods are made with.
@@ -34,6 +37,8 @@ pub const TOPOLOGY: &[Program] = &[IPROUTE];
 pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS];
 /// What the bench runs besides.
 pub const BENCH: &[Program] = &[IPROUTE, NGINX, IPERF, WRK];
+/// What other kernels are booted with.
+pub const GUESTS: &[Program] = &[IPROUTE, QEMU, BUSYBOX, XZ];
 
 /// Installs everything that any task needs.
 pub fn run(args: &[String]) -> Result<()> {
@@ -41,7 +46,7 @@ pub fn run(args: &[String]) -> Result<()> {
         bail!("`{unknown}`: this task takes no arguments");
     }
     ebpf_toolchain()?;
-    let all: Vec<Program> = SUITES.iter().chain(BENCH).copied().collect();
+    let all: Vec<Program> = SUITES.iter().chain(BENCH).chain(GUESTS).copied().collect();
     programs(&all)?;
     eprintln!("setup: everything is in place");
     Ok(())

@@ -55,7 +55,10 @@ impl Tool {
 }
 
 /// `$MESH_TOOLS_DIR`, else `mesh-agent/tools` in the user's cache folder. `mesh-agent/build.rs` looks there too.
-fn tools_dir() -> Result<PathBuf> {
+///
+/// # Errors
+/// When neither the variable nor a home folder is set.
+pub fn tools_dir() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("MESH_TOOLS_DIR") {
         return Ok(given.into());
     }

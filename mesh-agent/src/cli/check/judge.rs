@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::machine::{Machine, Mount};
 use super::{Finding, Verdict};
+use crate::capture::probe::SocketControl;
 
 /// Oldest kernel that is tested (design §2).
 const KERNEL_FLOOR: (u32, u32) = (6, 1);
@@ -52,8 +53,10 @@ pub(super) fn all(machine: &Machine, bpffs: &Path, cgroup: Option<&Path>) -> Vec
     let mut findings = vec![programs(machine), kernel(machine), cgroups(machine, cgroup), btf(machine)];
     findings.push(bpf_filesystem(machine, bpffs));
     findings.extend(CAPABILITIES.iter().map(|capability| held(machine, capability)));
+    findings.push(verifier(machine));
     findings.push(jit(machine));
     findings.push(ending(machine));
+    findings.push(grace_period(machine));
     findings
 }
 
@@ -196,14 +199,59 @@ fn jit(machine: &Machine) -> Finding {
     }
 }
 
+/// The proof of all that the version number promises: backports and own configurations differ.
+fn verifier(machine: &Machine) -> Finding {
+    let purpose = "every program, as the kernel's verifier sees it";
+    let may_load = machine.capabilities.as_ref().is_ok_and(|held| held >> CAP_SYS_ADMIN & 1 == 1);
+    match &machine.verifier {
+        Ok(()) => ok("verifier", "the kernel takes every program", purpose),
+        Err(_) if !machine.has_programs => warn("verifier", "no programs to try", purpose, "see programs, above"),
+        Err(reason) if !may_load || machine.own_userns => {
+            warn("verifier", format!("could not be found out: {}", brief(reason)), purpose, "check as root")
+        }
+        Err(reason) => {
+            let remedy = "docs/kernels.md says which kernel has what; report it if yours is 6.1 or newer";
+            bad("verifier", brief(reason), purpose, remedy)
+        }
+    }
+}
+
+/// First and last words of what the kernel says: between them is the whole program.
+fn brief(reason: &str) -> String {
+    let lines: Vec<&str> = reason.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines.as_slice() {
+        [] => String::new(),
+        [only] => (*only).to_owned(),
+        [first, .., last] if last.starts_with("processed ") && lines.len() > 2 => {
+            let said = lines.get(lines.len() - 2).unwrap_or(last);
+            format!("{first} … {said}")
+        }
+        [first, .., last] => format!("{first} … {last}"),
+    }
+}
+
 fn ending(machine: &Machine) -> Finding {
-    let purpose = "ending live plaintext connections when a policy changes (SOCK_DESTROY)";
-    let config = "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then STRICT stops new connections only";
-    match &machine.ends_connections {
-        Ok(true) => ok("sock-destroy", "the kernel ends connections on request", purpose),
-        Ok(false) => warn("sock-destroy", "the kernel was built without it", purpose, config),
+    let purpose = "ending live connections when a policy or mode changes (SOCK_DESTROY), and finding lost records";
+    let config =
+        "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then STRICT and denials stop new connections only";
+    let module = "modprobe tcp_diag, or use a kernel with CONFIG_INET_DIAG; until then STRICT and denials stop new \
+                  connections only, and records whose connection was lost stay";
+    match &machine.socket_control {
+        Ok(SocketControl::Ends) => ok("sock-destroy", "the kernel ends connections on request", purpose),
+        Ok(SocketControl::Lists) => warn("sock-destroy", "the kernel was built without it", purpose, config),
+        Ok(SocketControl::Nothing) => warn("sock-destroy", "there is no tcp_diag", purpose, module),
         Err(reason) => warn("sock-destroy", format!("could not be found out: {reason}"), purpose, "check as root"),
     }
+}
+
+fn grace_period(machine: &Machine) -> Finding {
+    let purpose = "re-checking live connections only after every hook has seen the new rules";
+    if machine.membarrier {
+        return ok("membarrier", "a grace period can be waited for", purpose);
+    }
+    let remedy = "use a kernel with CONFIG_MEMBARRIER=y and no nohz_full processors; until then a connection that is \
+                  being made while rules change may be missed by the re-check";
+    warn("membarrier", "a grace period cannot be waited for", purpose, remedy)
 }
 
 /// `6.18.44-amd64` → (6, 18).

@@ -149,7 +149,7 @@ fn missing_privileges_are_named_one_by_one() {
 fn what_could_not_be_found_out_is_a_warning_not_a_guess() {
     let dir = TempDir::new().unwrap();
     let mut machine = Machine::read(dir.path(), dir.path());
-    machine.ends_connections = Err("Operation not permitted".into());
+    machine.socket_control = Err("Operation not permitted".into());
     let findings = not_ok(&machine, None);
     let failed: Vec<_> = findings.iter().filter(|f| f.1 == Verdict::Fail).map(|f| f.0).collect();
     assert_eq!(failed, ["btf"], "a missing file is proof of nothing but for BTF: {findings:?}");
@@ -160,9 +160,29 @@ fn what_could_not_be_found_out_is_a_warning_not_a_guess() {
 fn lesser_things_are_warnings() {
     check(&Layout { jit: "0", ..Layout::default() }.machine(), "jit", Verdict::Warn, "bpf_jit_enable=1");
     let mut machine = Layout::default().machine();
-    machine.ends_connections = Ok(false);
+    machine.socket_control = Ok(SocketControl::Lists);
     check(&machine, "sock-destroy", Verdict::Warn, "CONFIG_INET_DIAG_DESTROY");
+    machine.socket_control = Ok(SocketControl::Nothing);
+    check(&machine, "sock-destroy", Verdict::Warn, "modprobe tcp_diag");
+    let mut machine = Layout::default().machine();
+    machine.membarrier = false;
+    check(&machine, "membarrier", Verdict::Warn, "nohz_full");
     let mut machine = Layout::default().machine();
     machine.has_programs = false;
     check(&machine, "programs", Verdict::Fail, "cargo xtask setup");
+}
+
+#[test]
+fn a_kernel_whose_verifier_refuses_a_program_will_not_do_whatever_its_version() {
+    let said = "the kernel refused mesh_connect4: the BPF_PROG_LOAD syscall failed. Verifier output: 0: R1=ctx()\n\
+                4: (85) call bpf_set_retval#187\nunknown func bpf_set_retval#187\n\
+                processed 5 insns (limit 1000000) max_states_per_insn 0\n";
+    let mut machine = Layout { release: "6.9.0", ..Layout::default() }.machine();
+    machine.verifier = Err(said.into());
+    check(&machine, "verifier", Verdict::Fail, "mesh_connect4");
+    check(&machine, "verifier", Verdict::Fail, "… unknown func bpf_set_retval#187; docs/kernels.md");
+    let mut nobody = Layout { capabilities: "0000000000000000", ..Layout::default() }.machine();
+    nobody.verifier = Err("the kernel refused the object: Operation not permitted".into());
+    let finding = not_ok(&nobody, None).into_iter().find(|finding| finding.0 == "verifier").unwrap();
+    assert!(finding.1 == Verdict::Warn && finding.2.contains("check as root"), "{finding:?}");
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::capture::probe;
+use crate::capture::probe::{self, SocketControl};
+use crate::sys;
 
 /// What could be found out.
 #[derive(Clone, Debug)]
@@ -21,10 +22,14 @@ pub(super) struct Machine {
     pub(super) own_userns: bool,
     /// `net.core.bpf_jit_enable`.
     pub(super) jit: Option<String>,
-    /// Whether the kernel ends connections from outside; the reason when it does not say.
-    pub(super) ends_connections: Result<bool, String>,
+    /// What the kernel does with sockets from outside; the reason when it does not say.
+    pub(super) socket_control: Result<SocketControl, String>,
+    /// Whether a grace period of the kernel can be waited for.
+    pub(super) membarrier: bool,
     /// Whether this binary contains the programs.
     pub(super) has_programs: bool,
+    /// Whether the kernel takes every program; its words when it does not.
+    pub(super) verifier: Result<(), String>,
 }
 
 /// One line of mountinfo.
@@ -38,7 +43,9 @@ impl Machine {
     /// This machine.
     pub(super) fn here() -> Self {
         let mut machine = Self::read(Path::new("/proc"), Path::new("/sys"));
-        machine.ends_connections = probe::ends_connections().map_err(|e| e.to_string());
+        machine.socket_control = probe::socket_control().map_err(|e| e.to_string());
+        machine.verifier = probe::load_programs().map_err(|e| e.to_string());
+        machine.membarrier = sys::can_wait_for_readers();
         machine.has_programs = probe::has_programs();
         machine
     }
@@ -53,8 +60,10 @@ impl Machine {
             capabilities: file(proc.join("self/status")).and_then(|text| effective_capabilities(&text)),
             own_userns: fs::read_to_string(proc.join("self/uid_map")).is_ok_and(|map| !is_identity(&map)),
             jit: fs::read_to_string(proc.join("sys/net/core/bpf_jit_enable")).ok().map(|text| text.trim().to_owned()),
-            ends_connections: Ok(true),
+            socket_control: Ok(SocketControl::Ends),
+            membarrier: true,
             has_programs: true,
+            verifier: Ok(()),
         }
     }
 }
