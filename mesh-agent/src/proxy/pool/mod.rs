@@ -3,7 +3,7 @@
 //! The key is (source pod, expected identity, destination address, destination pod): a connection proven to be
 //! one pod's never carries another's bytes. Who finds none waits; handshakes run in tasks of their own, as many
 //! as the waiting need, and nothing is borrowed over an await. The first tunnels to a peer get connections of
-//! their own where the peer speaks `mesh-raw/1`; what is beyond [`Limits::raw_per_peer`] shares HTTP/2
+//! their own where the peer speaks `mesh-raw/1`; what is beyond `Limits::raw_per_peer` shares HTTP/2
 //! connections, so that a burst costs a handshake for a hundred tunnels, not for each.
 
 mod peer;
