@@ -62,9 +62,10 @@ impl AgentOptions {
         self
     }
 
-    fn metrics(&self) -> Result<SocketAddr> {
+    /// Where it can be asked. An address that is none is the agent's to refuse.
+    fn metrics(&self) -> SocketAddr {
         let given = self.instead.iter().find(|(name, _)| name == "--metrics");
-        given.map_or(Ok(METRICS), |(_, address)| address.parse().with_context(|| format!("--metrics {address}")))
+        given.and_then(|(_, address)| address.parse().ok()).unwrap_or(METRICS)
     }
 }
 
@@ -120,7 +121,7 @@ impl Agent {
         let mut command = Command::new(program);
         command.arg("run").args(arguments.iter().flat_map(|(name, value)| [*name, value])).env_remove("RUST_LOG");
         let process = node.spawn(name, command)?;
-        let metrics = options.metrics()?;
+        let metrics = options.metrics();
         Ok(Self { process, options, instance, state, metrics })
     }
 

@@ -94,7 +94,9 @@ fn a_join_token_works_once() -> Result<()> {
         mesh.run_agent(Side::A, options)?;
         wait::until("the used token is named", IN_FORCE_WITHIN, || {
             let log = mesh.agent(Side::A)?.log();
-            wait::holds(log.contains("token"), || log)
+            // Certificates are asked for before the pod is taken over; until then the pod goes on without the agent.
+            let enrolled = log.matches("enrolled pod=shop/client").count();
+            wait::holds(log.contains("token") && enrolled == 2, || log)
         })?;
         let status = mesh.agent(Side::A)?.status(mesh.node(Side::A));
         let status = status.map(|s| s["identities"].to_string()).unwrap_or_default();
