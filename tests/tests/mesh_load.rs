@@ -72,6 +72,16 @@ fn a_burst_of_2000_connections_loses_none_and_leaves_nothing() -> Result<()> {
     })
 }
 
+/// What the agents logged of connections that did not end in order.
+fn troubles(mesh: &Mesh) -> Result<String> {
+    let mut text = String::new();
+    for side in Side::BOTH {
+        let lines = mesh.agent(side)?.access_log()?;
+        text.extend(lines.iter().filter(|line| line["outcome"] != "ok").map(|line| format!("{line}\n")));
+    }
+    Ok(text)
+}
+
 #[test]
 fn short_connections_from_one_pod_to_50_destinations_all_succeed() -> Result<()> {
     scenario(|mesh| {
@@ -93,7 +103,7 @@ fn short_connections_from_one_pod_to_50_destinations_all_succeed() -> Result<()>
             "1000",
         ];
         let answer = client.sample("churn", &arguments)?.answer(WITHIN)?;
-        ensure!(answer["failed"] == 0, "{answer}");
+        ensure!(answer["failed"] == 0, "{answer}\n{}", troubles(mesh)?);
         ensure!(answer["ok"] == count, "{answer}");
         settled(mesh, &before)
     })

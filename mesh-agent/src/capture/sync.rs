@@ -22,6 +22,7 @@ use crate::model::workload::{Workload, WorkloadUid};
 use crate::policy::facts;
 use crate::proxy::pod_net::PodNet;
 use crate::snapshot::Snapshot;
+use crate::sys;
 
 /// What the maps hold, so that a sync costs what changed.
 #[derive(Default)]
@@ -129,6 +130,13 @@ pub(super) fn write_pod(
     if maps.pods.get(&cookie, 0).ok() == Some(value) {
         return Ok(());
     }
+    put_pod(maps, cookie, value)
+}
+
+/// Replaces a pod's entry. The kernel gives the memory of the entry replaced before to this one at once: a program that
+/// still reads that one would see parts of two pods, so every reader of it must have ended.
+fn put_pod(maps: &mut Maps, cookie: u64, value: PodValue) -> Result<(), CaptureError> {
+    sys::wait_for_readers();
     maps.pods.insert(cookie, value, 0).map_err(|e| CaptureError::map("pods", &e))
 }
 
@@ -138,7 +146,7 @@ pub(super) fn update_flags(maps: &mut Maps, pod: &EnrolledPod) -> Result<(), Cap
     let Ok(mut value) = maps.pods.get(&cookie, 0) else { return Ok(()) };
     value.flags =
         if pod.captures.load(Ordering::Relaxed) { value.flags | POD_CAPTURES } else { value.flags & !POD_CAPTURES };
-    maps.pods.insert(cookie, value, 0).map_err(|e| CaptureError::map("pods", &e))
+    put_pod(maps, cookie, value)
 }
 
 /// Removes everything that the maps hold of one netns.
