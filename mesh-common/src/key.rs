@@ -78,7 +78,8 @@ pub struct CidrKey {
     pub ip: Ip,
 }
 
-/// `orig_dst`: a captured connection, by the client's end of it.
+/// `orig_dst`: a captured connection, by its ends. The server's address is the client's own; its port is needed, since
+/// the system gives one local port to several connections at a time as long as their destinations differ.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OrigKey {
@@ -88,8 +89,10 @@ pub struct OrigKey {
     pub ip: Ip,
     /// Client port.
     pub port: u16,
+    /// The port of the capture range that it was sent to.
+    pub capture_port: u16,
     /// Explicit padding, zero.
-    pub pad: [u8; 6],
+    pub pad: u32,
 }
 
 /// `flows`: a connection's four-tuple, seen from the client.

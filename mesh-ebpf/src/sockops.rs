@@ -97,8 +97,25 @@ impl Ends {
     }
 
     #[inline(always)]
-    fn orig_key(&self, ip: Ip, port: u16) -> OrigKey {
-        OrigKey { netns_cookie: self.cookie, ip, port, pad: [0; 6] }
+    fn orig_as_client(&self) -> OrigKey {
+        OrigKey {
+            netns_cookie: self.cookie,
+            ip: self.local_ip,
+            port: self.local_port,
+            capture_port: self.remote_port,
+            pad: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn orig_as_server(&self) -> OrigKey {
+        OrigKey {
+            netns_cookie: self.cookie,
+            ip: self.remote_ip,
+            port: self.remote_port,
+            capture_port: self.local_port,
+            pad: 0,
+        }
     }
 }
 
@@ -112,7 +129,7 @@ fn connecting(ends: &Ends, pod: &PodValue) -> bool {
         match asked.orig.lane {
             LANE_NATIVE => return prove(ends, FLOW_NATIVE, Some(asked), pod),
             LANE_CAPTURED | LANE_CAPTURED_REST => {
-                let key = ends.orig_key(ends.local_ip, ends.local_port);
+                let key = ends.orig_as_client();
                 if ORIG_DSTS.insert(key, asked.orig, 0).is_ok() {
                     share(ends.cookie, 1);
                 } else {
@@ -157,7 +174,7 @@ fn prove(ends: &Ends, kind: u32, asked: Option<&mut Asked>, pod: &PodValue) -> b
 #[inline(always)]
 fn accepted(ends: &Ends) {
     if is_agent_port(ends.local_port) {
-        let key = ends.orig_key(ends.remote_ip, ends.remote_port);
+        let key = ends.orig_as_server();
         // SAFETY: copied at once; nobody else writes this entry while the connection stands.
         if let Some(orig) = unsafe { ORIG_DSTS.get(key) }.copied() {
             match ACCEPTED.on_or_new(ends.sk) {
@@ -201,7 +218,7 @@ fn closed(ctx: &SockOpsContext, ends: &Ends) {
     let key = ends.flow_as_client();
     let lane = ASKED.on(ends.sk).map_or(0, |asked| asked.orig.lane);
     if lane == LANE_CAPTURED || lane == LANE_CAPTURED_REST {
-        if ORIG_DSTS.remove(ends.orig_key(ends.local_ip, ends.local_port)).is_ok() {
+        if ORIG_DSTS.remove(ends.orig_as_client()).is_ok() {
             share(ends.cookie, -1);
         }
         return;

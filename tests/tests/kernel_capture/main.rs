@@ -14,12 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_agent::model::addr::Scope;
+use mesh_agent::model::addr::{Scope, key_ip};
 use mesh_agent::model::workload::{Captured, PeerMode, Workload};
 use mesh_agent::proxy::pod_net::{PodNet, SocketUse};
 use mesh_common::counter::Counter;
+use mesh_common::key::capture_port;
 use mesh_tests::bpf;
 use mesh_tests::topology::Side;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Socket, Type};
 
 use bench::*;
 
@@ -55,6 +58,60 @@ fn a_captured_connect_reaches_the_agent_with_its_destination_and_leaves_no_recor
         assert_eq!((entries["flows"], entries["orig_dsts"]), (0, 0), "{entries:?}");
         Ok(())
     })
+}
+
+/// The system gives one local port to two connections whose destinations differ: the end of one must not take the other's
+/// record, which is still waiting for its SYN to be let in.
+#[test]
+fn two_connections_from_one_port_do_not_share_a_record() -> Result<()> {
+    node(|bench| {
+        let pod = bench.pod("client")?;
+        // A queue so short that it is full at once.
+        pod.netns().sysctl("net/core/somaxconn", "1")?;
+        let (enrolled, sockets) = bench.enrol(workload_of(&pod, PeerMode::Permissive))?;
+        let remote: IpAddr = REMOTE[0].parse()?;
+        let captured_by = |port: u16| capture_port(&key_ip(remote), port);
+        let second = (81..200).find(|port| captured_by(*port) != captured_by(80)).context("one port for all")?;
+        let [first, second] = [80, second].map(|port| SocketAddr::new(remote, port));
+        let from = SocketAddr::new(pod.ip(), 40_000);
+        let (ending, _filler, waiting) = pod.netns().run(|| -> Result<_> {
+            let ending = dial_from(from, first)?;
+            let filler = dial_from(SocketAddr::new(pod.ip(), 0), first)?;
+            Ok((ending, filler, dial_from(from, second)?))
+        })??;
+        assert!(!is_connected(&waiting, 100)?, "the queue is full");
+        assert_eq!(bpf::map_entries(&bench.pins())?["orig_dsts"], 1, "a record waits for the next SYN");
+        // Reset: over at once.
+        ending.set_linger(Some(Duration::ZERO))?;
+        drop(ending);
+        for _ in 0..2 {
+            accept(&sockets.outbound)?;
+        }
+        assert!(is_connected(&waiting, 10_000)?, "the next SYN was refused");
+        let stream = accept(&sockets.outbound)?;
+        assert_eq!(enrolled.original_destination(stream.as_fd()).map(|(orig, _)| orig.addr()), Some(second));
+        assert_eq!(bpf::map_entries(&bench.pins())?["orig_dsts"], 0);
+        Ok(())
+    })
+}
+
+/// Begins to connect from an address that another connection may have as well.
+fn dial_from(from: SocketAddr, to: SocketAddr) -> Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error.into()),
+        _ => Ok(socket),
+    }
+}
+
+/// Whether the connection stands within so many milliseconds.
+fn is_connected(socket: &Socket, within_ms: u16) -> Result<bool> {
+    let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    let ready = poll(&mut wanted, PollTimeout::from(within_ms))?;
+    Ok(ready == 1 && socket.take_error()?.is_none() && socket.peer_addr().is_ok())
 }
 
 #[test]
