@@ -16,6 +16,7 @@ pub mod identity;
 pub mod model;
 pub mod policy;
 pub mod proxy;
+pub mod route;
 pub mod snapshot;
 pub mod sys;
 pub mod telemetry;

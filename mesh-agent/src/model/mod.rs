@@ -8,6 +8,7 @@ pub mod identity;
 pub mod outcome;
 pub mod policy;
 pub mod problem;
+pub mod route;
 pub mod selector;
 pub mod service;
 pub mod workload;

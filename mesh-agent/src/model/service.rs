@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::addr::EndpointAddr;
+use super::route::ServiceRef;
 use super::workload::WorkloadUid;
 
 /// One TCP port of one Service with its endpoints: the unit of balancing.
@@ -74,6 +75,12 @@ impl Endpoint {
 }
 
 impl ServicePort {
+    /// Its name, as a route's backend has it.
+    #[must_use]
+    pub fn reference(&self) -> ServiceRef {
+        ServiceRef { namespace: Arc::clone(&self.namespace), name: Arc::clone(&self.name), port: self.port }
+    }
+
     /// `namespace/name:port`, for messages and labels.
     #[must_use]
     pub fn display_name(&self) -> String {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::model::policy::{Policy, Target};
 use crate::model::problem::Problem;
+use crate::model::route::{PortRoutes, RouteStatus, ServiceRef};
 use crate::model::service::ServicePort;
 use crate::model::workload::{Workload, WorkloadUid};
 
@@ -34,6 +35,10 @@ pub struct SnapshotParts {
     pub services: Vec<Arc<ServicePort>>,
     /// Every policy in force.
     pub policies: Vec<Arc<Policy>>,
+    /// The routes in force: at most one entry for a Service port and a consumer namespace (or none).
+    pub routes: Vec<Arc<PortRoutes>>,
+    /// What is said of each route that has a parent of ours.
+    pub route_statuses: Vec<RouteStatus>,
     /// Every mistake not yet mended.
     pub problems: Vec<Problem>,
 }
@@ -46,7 +51,16 @@ pub struct Snapshot {
     by_uid: HashMap<WorkloadUid, Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
     by_vip: HashMap<SocketAddr, Arc<ServicePort>>,
+    by_ref: HashMap<ServiceRef, Arc<ServicePort>>,
+    routes: HashMap<ServiceRef, Attached>,
     selected: HashMap<WorkloadUid, Policies>,
+}
+
+/// The routes of one Service port.
+#[derive(Debug, Default)]
+struct Attached {
+    producer: Option<Arc<PortRoutes>>,
+    consumers: HashMap<Arc<str>, Arc<PortRoutes>>,
 }
 
 impl Snapshot {
@@ -60,8 +74,10 @@ impl Snapshot {
             .iter()
             .flat_map(|s| s.vips.iter().map(|ip| (SocketAddr::new(*ip, s.port), Arc::clone(s))))
             .collect();
+        let by_ref = parts.services.iter().map(|s| (s.reference(), Arc::clone(s))).collect();
+        let routes = attach(&parts.routes);
         let selected = select(&parts);
-        Self { generation, parts, by_uid, by_ip, by_vip, selected }
+        Self { generation, parts, by_uid, by_ip, by_vip, by_ref, routes, selected }
     }
 
     /// Grows by one with every published change.
@@ -111,6 +127,24 @@ impl Snapshot {
         self.by_vip.get(&vip)
     }
 
+    /// The service port of this name: where a route's backend leads.
+    #[must_use]
+    pub fn service(&self, reference: &ServiceRef) -> Option<&Arc<ServicePort>> {
+        self.by_ref.get(reference)
+    }
+
+    /// The routes that clients of `client_namespace` meet when they dial `service` by one of its virtual addresses:
+    /// those of their own namespace, else the producer's. `None`: the service's endpoints are meant, as without
+    /// routes. A connection to a pod's address meets none.
+    #[must_use]
+    pub fn routes_for(&self, service: &ServicePort, client_namespace: &str) -> Option<&Arc<PortRoutes>> {
+        if self.routes.is_empty() {
+            return None;
+        }
+        let attached = self.routes.get(&service.reference())?;
+        attached.consumers.get(client_namespace).or(attached.producer.as_ref())
+    }
+
     /// Every known pod.
     #[must_use]
     pub fn workloads(&self) -> &[Arc<Workload>] {
@@ -140,11 +174,31 @@ impl Snapshot {
         &self.parts.policies
     }
 
+    /// What is said of each route.
+    #[must_use]
+    pub fn route_statuses(&self) -> &[RouteStatus] {
+        &self.parts.route_statuses
+    }
+
     /// Every mistake not yet mended.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.parts.problems
     }
+}
+
+fn attach(routes: &[Arc<PortRoutes>]) -> HashMap<ServiceRef, Attached> {
+    let mut attached: HashMap<ServiceRef, Attached> = HashMap::new();
+    for routes in routes {
+        let at = attached.entry(routes.service.clone()).or_default();
+        match &routes.consumer {
+            Some(namespace) => {
+                at.consumers.insert(Arc::clone(namespace), Arc::clone(routes));
+            }
+            None => at.producer = Some(Arc::clone(routes)),
+        }
+    }
+    attached
 }
 
 /// The policies of each workload that has any. Policies of other namespaces cost nothing, and workloads with the

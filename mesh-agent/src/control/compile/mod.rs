@@ -54,6 +54,8 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
         workloads,
         services,
         policies: objects.policies.clone(),
+        routes: Vec::new(),
+        route_statuses: Vec::new(),
         problems,
     }
 }
