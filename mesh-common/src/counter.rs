@@ -55,7 +55,7 @@ counters! {
     ConnectStoreFailed = "connect_store_failed",
     /// A record could not be stored at SYN time: the receiver will refuse.
     SockopsStoreFailed = "sockops_store_failed",
-    /// The live record of a native connection could not be stored: the agent ends it.
+    /// The live record of a native connection could not be stored: it stands, as one from an unknown client.
     SockopsUnrecorded = "sockops_unrecorded",
     /// Loopback inside the pod.
     LookupLoopback = "lookup_loopback",
@@ -93,6 +93,8 @@ counters! {
     LookupStrict = "lookup_strict",
     /// The pod has no entry in the map: dropped.
     LookupNoPod = "lookup_no_pod",
+    /// An entry was another's each time it was looked up: refused, or left to the agent.
+    EntryForeign = "entry_foreign",
     /// A refusal was not reported: the event ring was full.
     EventLost = "event_lost",
 }

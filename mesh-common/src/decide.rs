@@ -9,7 +9,7 @@ use crate::key::{ANY_PORT, Digest, Ip, PolicyKey};
 use crate::value::{
     EndpointValue, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE, FLOW_SELF, LANE_CAPTURED, LANE_CAPTURED_REST, MeshIpValue,
     NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, POLICY_AGENT, POLICY_ALLOW, PORT_EXCLUDED, PORT_PERMISSIVE,
-    PORT_STRICT, SERVICE_EMPTY, ServiceValue,
+    PORT_STRICT, PORT_UNREAD, SERVICE_EMPTY, ServiceValue,
 };
 
 /// What the policy maps say.
@@ -312,7 +312,7 @@ pub fn lookup(view: &impl LookupView) -> LookupVerdict {
     }
     let strict = match rule {
         Some(PORT_EXCLUDED) => return Pass(Counter::LookupExcluded),
-        Some(PORT_STRICT) => true,
+        Some(PORT_STRICT | PORT_UNREAD) => true,
         Some(PORT_PERMISSIVE) => false,
         _ => pod.flags & POD_STRICT != 0,
     };

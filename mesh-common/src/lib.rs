@@ -10,4 +10,5 @@ pub mod counter;
 pub mod decide;
 pub mod key;
 pub mod limits;
+pub mod tag;
 pub mod value;

@@ -4,11 +4,18 @@
 //! preallocated; all else takes memory for what is in it. An insertion that fails, because a map is full or memory
 //! short, refuses its connection and is counted.
 
-/// Pods of one node. Kubernetes' default is 110, the largest providers allow 250. Preallocated, 144 KiB.
+/// Pods of one node. Kubernetes' default is 110, the largest providers allow 250. Preallocated, 80 KiB.
 pub const PODS: u32 = 1_024;
 
-/// Virtual addresses × ports. 10,000 services of two families and some ports. 104 B each, when used.
+/// What is known of them, and of as many again three times over: so many changes need no waiting for readers.
+/// Preallocated, 288 KiB.
+pub const POD_FACTS: u32 = PODS * 4;
+
+/// Virtual addresses × ports. 10,000 services of two families and some ports. 92 B each, when used.
 pub const SERVICES: u32 = 65_536;
+
+/// What is known of them: as many, and as much again while they change. 96 B each, when used.
+pub const SERVICE_FACTS: u32 = SERVICES * 2;
 
 /// Captured pods of the whole mesh, both families. 88 B each, when used.
 pub const MESH_IPS: u32 = 131_072;

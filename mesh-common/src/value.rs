@@ -1,8 +1,9 @@
 //! Map values. Same rules as [`crate::key`]: no implicit padding, layout asserted.
 
-use crate::key::{Digest, FlowKey, Ip};
+use crate::key::{Digest, FlowKey, Ip, PortKey};
+use crate::tag::{open_rule, tag_rule};
 
-/// `pods`: an enrolled pod.
+/// `pod_facts`: an enrolled pod. `pods` names it by netns cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodValue {
@@ -32,9 +33,9 @@ pub const POD_STRICT: u32 = 2;
 /// An authorization policy selects the pod: inbound plaintext is steered to the agent, which decides.
 pub const POD_POLICY: u32 = 4;
 
-/// `services`: what is known of a virtual address and port.
+/// `service_facts`: what is known of a virtual address and port. `services` names it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceValue {
     /// An endpoint to use while the node's agent is away and the pod may do without it; zero when none.
     pub fallback_ip: Ip,
@@ -102,8 +103,23 @@ pub struct ShareValue {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRule {
-    /// One of the `PORT_*` constants.
-    pub rule: u32,
+    word: u32,
+}
+
+impl PortRule {
+    /// The rule of `key`, one of the `PORT_*` constants.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(key: &PortKey, rule: u32) -> Self {
+        Self { word: tag_rule(key, rule) }
+    }
+
+    /// The rule, if it is that of `key`.
+    #[inline(always)]
+    #[must_use]
+    pub fn open(self, key: &PortKey) -> Option<u32> {
+        open_rule(key, self.word)
+    }
 }
 
 /// The port is excluded from the mesh by annotation.
@@ -112,6 +128,10 @@ pub const PORT_EXCLUDED: u32 = 1;
 pub const PORT_STRICT: u32 = 2;
 /// Plaintext passes on this port.
 pub const PORT_PERMISSIVE: u32 = 3;
+/// Direction `PROBE`: the port of a probe.
+pub const PORT_PROBE: u32 = 4;
+/// Never in the map: no rule of this port could be read. The port is not excluded, and strict.
+pub const PORT_UNREAD: u32 = 5;
 
 /// `orig`, `orig_dst`, `accepted`: where the application asked to go.
 #[repr(C)]
@@ -176,9 +196,6 @@ pub const FLOW_SELF: u32 = 2;
 pub const FLOW_NATIVE: u32 = 3;
 /// The kubelet to a pod of this node.
 pub const FLOW_PROBE: u32 = 4;
-/// `port_rules`, direction `PROBE`.
-pub const PORT_PROBE: u32 = 4;
-
 /// `agent_sk`: the agent's own socket, to the other agents or to destinations outside the mesh.
 pub const AGENT_UPSTREAM: u32 = 1;
 /// `agent_sk`: the agent's own socket, to the application in this pod.

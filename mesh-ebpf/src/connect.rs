@@ -13,16 +13,17 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::counter::Counter;
 use mesh_common::decide::{self, ConnectVerdict, ConnectView, Destination, PolicyView};
 use mesh_common::key::{
-    CidrKey, Digest, EndpointKey, INBOUND, Ip, OUTBOUND, PolicyKey, PortKey, ServiceKey, capture_port, is_loopback,
+    CidrKey, Digest, EndpointKey, INBOUND, Ip, OUTBOUND, PolicyKey, ServiceKey, capture_port, is_loopback,
 };
 use mesh_common::limits::{CAPTURE_PORT_FIRST, RECORDS_PER_POD};
 use mesh_common::value::{
-    EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, PodValue, ServiceValue,
+    BROKEN_POLICY, EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, PodValue,
+    ServiceValue,
 };
 
 use crate::maps::{
-    AGENT_SK, ASKED, ENDPOINTS, EXCLUDED_CIDRS, MESH_IPS, PODS, POLICY, PORT_RULES, SERVICES, SHARES, Storage, count,
-    report,
+    AGENT_SK, ASKED, ENDPOINTS, EXCLUDED_CIDRS, MESH_IPS, POLICY, Read, SHARES, Storage, count, pod, port_rule, report,
+    service,
 };
 use crate::read::{IPPROTO_TCP, field, ip4, ip6, is_v4, words};
 
@@ -53,12 +54,9 @@ impl View<'_> {
     }
 }
 
-#[inline(always)]
-fn is_port_excluded(netns_cookie: u64, port: u16, direction: u16) -> bool {
-    let key = PortKey { netns_cookie, port, direction, pad: 0 };
-    // SAFETY: one word is read; a concurrent update gives the old or the new one.
-    unsafe { PORT_RULES.get(key) }.is_some_and(|rule| rule.rule == PORT_EXCLUDED)
-}
+/// A service whose entry cannot be read: the agent decides.
+const UNREAD: ServiceValue =
+    ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: 0, list: 0, eligible: 0, local: 0 };
 
 impl PolicyView for View<'_> {
     #[inline(always)]
@@ -86,7 +84,7 @@ impl ConnectView for View<'_> {
 
     #[inline(always)]
     fn is_excluded(&self) -> bool {
-        if is_port_excluded(self.cookie, self.port, OUTBOUND) {
+        if port_rule(self.cookie, self.port, OUTBOUND) == Some(PORT_EXCLUDED) {
             return true;
         }
         let cidr = Key::new(CIDR_BITS, CidrKey { netns_cookie: self.cookie.to_ne_bytes(), ip: self.ip });
@@ -95,13 +93,16 @@ impl ConnectView for View<'_> {
 
     #[inline(always)]
     fn service(&self) -> Option<ServiceValue> {
-        // SAFETY: a copy is taken at once.
-        unsafe { SERVICES.get(ServiceKey { ip: self.ip, port: self.port, protocol: IPPROTO_TCP as u16 }) }.copied()
+        match service(&ServiceKey { ip: self.ip, port: self.port, protocol: IPPROTO_TCP as u16 }) {
+            Read::Found(service) => Some(*service),
+            Read::Missing => None,
+            Read::Foreign => Some(UNREAD),
+        }
     }
 
     #[inline(always)]
     fn endpoint(&self, list: u32, slot: u32) -> Option<EndpointValue> {
-        // SAFETY: a copy is taken at once.
+        // SAFETY: a list's entries never change, and go a second after the last service that names it.
         unsafe { ENDPOINTS.get(EndpointKey { list, slot }) }.copied()
     }
 
@@ -113,7 +114,7 @@ impl ConnectView for View<'_> {
 
     #[inline(always)]
     fn mesh_ip(&self) -> Option<MeshIpValue> {
-        // SAFETY: a copy is taken at once.
+        // SAFETY: one word is read. That of another address fails at the receiver, which is not the one it names.
         unsafe { MESH_IPS.get(self.ip) }.copied()
     }
 
@@ -124,9 +125,12 @@ impl ConnectView for View<'_> {
 
     #[inline(always)]
     fn destination(&self, netns_cookie: u64, port: u16) -> Option<Destination> {
-        // SAFETY: an update replaces the element: what is copied is one state of it.
-        let policy = unsafe { PODS.get(netns_cookie) }?.policy;
-        Some(Destination { policy, excluded: is_port_excluded(netns_cookie, port, INBOUND) })
+        let policy = match pod(netns_cookie) {
+            Read::Found(pod) => pod.policy,
+            Read::Missing => return None,
+            Read::Foreign => BROKEN_POLICY,
+        };
+        Some(Destination { policy, excluded: port_rule(netns_cookie, port, INBOUND) == Some(PORT_EXCLUDED) })
     }
 
     #[inline(always)]
@@ -184,9 +188,10 @@ fn decide(ctx: &SockAddrContext, ip: Ip, port: u16) -> Action {
     }
     // SAFETY: the context is the kernel's.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    // SAFETY: the value is only read; an update replaces the element.
-    let Some(pod) = (unsafe { PODS.get(cookie) }) else {
-        return Action::Pass;
+    let pod = match pod(cookie) {
+        Read::Found(pod) => pod,
+        Read::Missing => return Action::Pass,
+        Read::Foreign => return Action::Refuse(ECONNREFUSED),
     };
     // SAFETY: every `connect` context has a full socket.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };

@@ -6,11 +6,11 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::counter::Counter;
 use mesh_common::decide::{self, LookupVerdict, LookupView, PolicyView, Proof, Receiver};
-use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, PortKey, is_loopback};
+use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, is_loopback};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
-use mesh_common::value::Event;
+use mesh_common::value::{Event, PORT_PROBE};
 
-use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, PODS, POLICY, PORT_RULES, count, report};
+use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, POLICY, Read, count, pod, port_rule, report};
 use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
 
 /// The pod's netns cookie; set by the loader, which refuses zero.
@@ -152,22 +152,20 @@ impl LookupView for View {
 
     #[inline(always)]
     fn receiver(&self) -> Option<Receiver> {
-        // SAFETY: an update replaces the element: what is copied is one state of it.
-        unsafe { PODS.get(self.cookie) }.map(|pod| Receiver { flags: pod.flags, policy: pod.policy })
+        match pod(self.cookie) {
+            Read::Found(pod) => Some(Receiver { flags: pod.flags, policy: pod.policy }),
+            Read::Missing | Read::Foreign => None,
+        }
     }
 
     #[inline(always)]
     fn is_probe_port(&self) -> bool {
-        let key = PortKey { netns_cookie: self.cookie, port: self.local_port, direction: PROBE, pad: 0 };
-        // SAFETY: only presence is read.
-        unsafe { PORT_RULES.get(key) }.is_some()
+        port_rule(self.cookie, self.local_port, PROBE) == Some(PORT_PROBE)
     }
 
     #[inline(always)]
     fn port_rule(&self) -> Option<u32> {
-        let key = PortKey { netns_cookie: self.cookie, port: self.local_port, direction: INBOUND, pad: 0 };
-        // SAFETY: copied at once.
-        unsafe { PORT_RULES.get(key) }.map(|rule| rule.rule)
+        port_rule(self.cookie, self.local_port, INBOUND)
     }
 }
 

@@ -6,18 +6,25 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::counter::{COUNT, Counter};
 use mesh_common::key::{CidrKey, EndpointKey, FlowKey, Ip, ListenerKey, OrigKey, PolicyKey, PortKey, ServiceKey};
 use mesh_common::limits;
+use mesh_common::tag::{Reference, Tagged};
 use mesh_common::value::{
-    Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PodValue, PolicyValue, PortRule, ServiceValue, ShareValue,
+    Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PORT_UNREAD, PodValue, PolicyValue, PortRule, ServiceValue,
+    ShareValue,
 };
 
 #[map(name = "pods")]
-pub static PODS: HashMap<u64, PodValue> = HashMap::with_max_entries(limits::PODS, 0);
+pub static PODS: HashMap<u64, Reference> = HashMap::with_max_entries(limits::PODS, 0);
+#[map(name = "pod_facts")]
+pub static POD_FACTS: Array<PodValue> = Array::with_max_entries(limits::POD_FACTS, 0);
 #[map(name = "services")]
-pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
+pub static SERVICES: HashMap<ServiceKey, Reference> = HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
+#[map(name = "service_facts")]
+pub static SERVICE_FACTS: HashMap<u32, ServiceValue> =
+    HashMap::with_max_entries(limits::SERVICE_FACTS, BPF_F_NO_PREALLOC);
 #[map(name = "endpoints")]
 pub static ENDPOINTS: HashMap<EndpointKey, EndpointValue> =
     HashMap::with_max_entries(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
@@ -96,6 +103,68 @@ pub fn count(counter: Counter) {
         // SAFETY: a per-CPU slot, and the program is not preempted by itself.
         unsafe { *slot += 1 };
     }
+}
+
+/// How often a word is looked up that turns out to be another key's: the new one is in the map by then.
+const TRIES: u32 = 3;
+
+/// What became of a look-up.
+pub enum Read<T> {
+    Found(T),
+    Missing,
+    /// Another's, each time: neither there nor not there.
+    Foreign,
+}
+
+#[inline(always)]
+fn number<K: Tagged>(map: &HashMap<K, Reference>, key: &K) -> Read<u32> {
+    for _ in 0..TRIES {
+        let Some(at) = map.get_ptr(key) else {
+            return Read::Missing;
+        };
+        // SAFETY: a live map value; one aligned word, read once.
+        if let Some(number) = unsafe { at.read_volatile() }.open(key) {
+            return Read::Found(number);
+        }
+    }
+    count(Counter::EntryForeign);
+    Read::Foreign
+}
+
+/// What is known of the pod with this netns.
+#[inline(always)]
+pub fn pod(netns_cookie: u64) -> Read<&'static PodValue> {
+    match number(&PODS, &netns_cookie) {
+        Read::Found(number) => POD_FACTS.get(number).map_or(Read::Missing, Read::Found),
+        Read::Missing => Read::Missing,
+        Read::Foreign => Read::Foreign,
+    }
+}
+
+/// What is known of a virtual address and port.
+#[inline(always)]
+pub fn service(key: &ServiceKey) -> Read<&'static ServiceValue> {
+    match number(&SERVICES, key) {
+        // SAFETY: facts never change, and go a second after the last word that names them.
+        Read::Found(number) => unsafe { SERVICE_FACTS.get(number) }.map_or(Read::Foreign, Read::Found),
+        Read::Missing => Read::Missing,
+        Read::Foreign => Read::Foreign,
+    }
+}
+
+/// The rule of a port; [`PORT_UNREAD`] when it is another's each time.
+#[inline(always)]
+pub fn port_rule(netns_cookie: u64, port: u16, direction: u16) -> Option<u32> {
+    let key = PortKey { netns_cookie, port, direction, pad: 0 };
+    for _ in 0..TRIES {
+        // SAFETY: a live map value; one aligned word, read once.
+        let word = unsafe { PORT_RULES.get_ptr(&key)?.read_volatile() };
+        if let Some(rule) = word.open(&key) {
+            return Some(rule);
+        }
+    }
+    count(Counter::EntryForeign);
+    Some(PORT_UNREAD)
 }
 
 /// Adds to a pod's count of records, atomically: its connections are opened and closed on every CPU.

@@ -17,7 +17,7 @@ use mesh_common::value::{
     LANE_CAPTURED_REST, LANE_NATIVE, PodValue,
 };
 
-use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, NATIVE, ORIG_DSTS, PODS, Storage, count, report, share};
+use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, NATIVE, ORIG_DSTS, Read, Storage, count, pod, report, share};
 use crate::read::{AF_INET, AF_INET6, field, ip4, ip6, words};
 
 pub const CONNECT_CB: u32 = 3;
@@ -195,7 +195,7 @@ fn accepted(ends: &Ends) {
     };
     let client = flow.netns_cookie;
     if flow.kind == FLOW_NATIVE && NATIVE.insert(key, flow, 0).is_err() {
-        // Nothing would end it when the rules change: the agent ends it now.
+        // When the rules change it is judged as a connection from somebody unknown: more strictly, if at all.
         count(Counter::SockopsUnrecorded);
         report(&Event {
             netns_cookie: ends.cookie,
@@ -282,9 +282,9 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
         return 1;
     };
     if op == CONNECT_CB {
-        // SAFETY: an update replaces the element. A pod that is leaving is gone from here, but its records must
-        // still go.
-        if let Some(pod) = unsafe { PODS.get(ends.cookie) }
+        // A pod that is leaving is gone from here, but its records must still go. Without a record the receiver
+        // refuses.
+        if let Read::Found(pod) = pod(ends.cookie)
             && connecting(&ends, pod)
         {
             // Other programs may have asked for call-backs on this socket: add ours, never replace.

@@ -29,7 +29,7 @@ impl Kernel {
     pub fn would_connect(&self, uid: &str, to: SocketAddr, draw: u32) -> Option<ConnectVerdict> {
         let cookie = self.cookie(uid)?;
         let maps = self.lock_maps();
-        let pod = maps.pods.get(&cookie, 0).ok()?;
+        let pod = maps.pods.get(cookie)?;
         let view = Connecting { maps: &maps, cookie, pod, ip: key_ip(to.ip()), port: to.port(), draw };
         Some(decide::connect(pod.flags, &view))
     }
@@ -45,7 +45,7 @@ impl Kernel {
             kind,
             netns_cookie: client,
             server_cookie: cookie,
-            identity: maps.pods.get(&client, 0).map_or([0; 16], |pod| pod.identity),
+            identity: maps.pods.get(client).map_or([0; 16], |pod| pod.identity),
         });
         Some(decide::lookup(&Arriving { maps: &maps, cookie, port, proof }))
     }
@@ -56,7 +56,7 @@ impl Kernel {
         let (cookie, workload) = (self.cookie(uid)?, snapshot.workload(uid)?);
         let maps = self.lock_maps();
         let wanted = rules::name(&maps, snapshot, workload);
-        Some(maps.pods.get(&cookie, 0).is_ok_and(|pod| pod.policy == wanted))
+        Some(maps.pods.get(cookie).is_some_and(|pod| pod.policy == wanted))
     }
 
     fn cookie(&self, uid: &str) -> Option<u64> {
@@ -67,7 +67,8 @@ impl Kernel {
 
 impl Maps {
     fn port_rule(&self, netns_cookie: u64, port: u16, direction: u16) -> Option<u32> {
-        self.port_rules.get(&PortKey { netns_cookie, port, direction, pad: 0 }, 0).ok().map(|rule| rule.rule)
+        let key = PortKey { netns_cookie, port, direction, pad: 0 };
+        self.port_rules.get(&key, 0).ok()?.open(&key)
     }
 
     fn verdict_word(&self, key: &PolicyKey) -> Option<u32> {
@@ -117,7 +118,9 @@ impl ConnectView for Connecting<'_> {
     }
 
     fn service(&self) -> Option<ServiceValue> {
-        self.maps.services.get(&ServiceKey { ip: self.ip, port: self.port, protocol: IPPROTO_TCP }, 0).ok()
+        let key = ServiceKey { ip: self.ip, port: self.port, protocol: IPPROTO_TCP };
+        let number = self.maps.services.get(&key, 0).ok()?.open(&key)?;
+        self.maps.service_facts.get(&number, 0).ok()
     }
 
     fn endpoint(&self, list: u32, slot: u32) -> Option<EndpointValue> {
@@ -137,7 +140,7 @@ impl ConnectView for Connecting<'_> {
     }
 
     fn destination(&self, netns_cookie: u64, port: u16) -> Option<Destination> {
-        let policy = self.maps.pods.get(&netns_cookie, 0).ok()?.policy;
+        let policy = self.maps.pods.get(netns_cookie)?.policy;
         let excluded = self.maps.port_rule(netns_cookie, port, INBOUND) == Some(PORT_EXCLUDED);
         Some(Destination { policy, excluded })
     }
@@ -206,7 +209,7 @@ impl LookupView for Arriving<'_> {
     }
 
     fn receiver(&self) -> Option<Receiver> {
-        let pod = self.maps.pods.get(&self.cookie, 0).ok()?;
+        let pod = self.maps.pods.get(self.cookie)?;
         Some(Receiver { flags: pod.flags, policy: pod.policy })
     }
 

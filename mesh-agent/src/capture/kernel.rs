@@ -20,14 +20,14 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::counter::Counter;
 use mesh_common::key::{CidrKey, EndpointKey, ListenerKey, PolicyKey, PortKey, ServiceKey};
-use mesh_common::value::{
-    EndpointValue, MeshIpValue, OrigDst, PodValue, PolicyValue, PortRule, ServiceValue, ShareValue,
-};
+use mesh_common::tag::Reference;
+use mesh_common::value::{EndpointValue, MeshIpValue, OrigDst, PolicyValue, PortRule, ServiceValue, ShareValue};
 
 use super::error::CaptureError;
 use super::events::EventReader;
 use super::netns::{Netns, cgroup_of, cgroup_path};
 use super::pod::Enrolments;
+use super::pod_entries::PodEntries;
 use super::probe;
 use super::records::Records;
 use super::sync::Mirror;
@@ -44,9 +44,11 @@ pub(super) static OBJECT: &[u8] = &[];
 #[cfg(not(mesh_ebpf))]
 const OBJECT_HASH: &str = "none";
 
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 19] = [
     "pods",
+    "pod_facts",
     "services",
+    "service_facts",
     "endpoints",
     "policy",
     "shares",
@@ -115,8 +117,9 @@ pub struct Kernel {
 
 /// The maps that the control side writes; one writer at a time.
 pub(super) struct Maps {
-    pub(super) pods: HashMap<MapData, u64, PodValue>,
-    pub(super) services: HashMap<MapData, ServiceKey, ServiceValue>,
+    pub(super) pods: PodEntries,
+    pub(super) services: HashMap<MapData, ServiceKey, Reference>,
+    pub(super) service_facts: HashMap<MapData, u32, ServiceValue>,
     pub(super) endpoints: HashMap<MapData, EndpointKey, EndpointValue>,
     pub(super) policy: HashMap<MapData, PolicyKey, PolicyValue>,
     pub(super) shares: HashMap<MapData, u64, ShareValue>,
@@ -238,14 +241,19 @@ impl Maps {
     pub(super) fn read_again(&mut self) {
         self.mirror = Mirror::of(self);
         self.rules = rules::Written::of(self.policy.keys().filter_map(Result::ok));
-        let services = self.services.iter().filter_map(Result::ok).collect();
-        self.services_written = services::Written::of(services, self.endpoints.iter().filter_map(Result::ok));
+        self.pods.read_again();
+        self.services_written = services::Written::of(
+            self.services.iter().filter_map(Result::ok),
+            self.service_facts.iter().filter_map(Result::ok),
+            self.endpoints.iter().filter_map(Result::ok),
+        );
     }
 
     fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
         let mut maps = Self {
-            pods: take(ebpf, "pods")?,
+            pods: PodEntries::new(take(ebpf, "pods")?, take(ebpf, "pod_facts")?),
             services: take(ebpf, "services")?,
+            service_facts: take(ebpf, "service_facts")?,
             endpoints: take(ebpf, "endpoints")?,
             policy: take(ebpf, "policy")?,
             shares: take(ebpf, "shares")?,

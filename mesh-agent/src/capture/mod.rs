@@ -15,6 +15,7 @@ mod links;
 mod netlink;
 mod netns;
 mod pod;
+mod pod_entries;
 pub mod probe;
 mod records;
 mod routes;

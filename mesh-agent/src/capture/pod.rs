@@ -116,7 +116,7 @@ impl Kernel {
         {
             let mut maps = self.lock_maps();
             // A pod that a killed agent served keeps capturing while this one takes over.
-            let served = maps.pods.get(&pod.netns.cookie, 0).is_ok_and(|old| sync::captures(&old));
+            let served = maps.pods.get(pod.netns.cookie).is_some_and(|old| sync::captures(&old));
             pod.captures.store(served, Ordering::Relaxed);
             if let Err(error) = rules::sync(&mut maps, snapshot) {
                 tracing::error!(%error, "pods with rules that could not be written refuse every connection");

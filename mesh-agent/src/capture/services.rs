@@ -1,12 +1,14 @@
-//! The kernel's `services` and `endpoints`: virtual addresses, and which of their endpoints are pods of this node.
+//! The kernel's `services`, `service_facts` and `endpoints`: virtual addresses, and which of their endpoints are pods of
+//! this node.
 //!
-//! A list of endpoints is written once and never changed: a service is switched to another list in one step, and
-//! the old one goes a while after nobody refers to it.
+//! Facts, and the list of endpoints with the same number, are written once and never changed: a service is switched to
+//! others in one step, and the old ones go a while after no service names them.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use mesh_common::key::{EndpointKey, ServiceKey};
+use mesh_common::tag::Reference;
 use mesh_common::value::{EndpointValue, ServiceValue};
 
 use super::error::CaptureError;
@@ -18,46 +20,58 @@ use crate::model::workload::{Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 const IPPROTO_TCP: u16 = 6;
-/// How long a list stays that no service refers to: see `rules`.
+/// How long facts stay that no service names: see `rules`.
 const LINGER: Duration = Duration::from_secs(1);
-/// The list of services without an endpoint on this node.
-const NO_LIST: u32 = 0;
+
+/// What is known of a service: its facts, but for their number, and its endpoints on this node.
+type Known = (ServiceValue, Vec<EndpointValue>);
 
 /// What the maps hold.
 #[derive(Default)]
 pub(super) struct Written {
-    services: HashMap<ServiceKey, ServiceValue>,
-    lists: HashMap<Vec<EndpointValue>, List>,
+    services: HashMap<ServiceKey, u32>,
+    known: HashMap<Known, Entry>,
     last: u32,
 }
 
-struct List {
-    id: u32,
+struct Entry {
+    number: u32,
     unwanted_since: Option<Instant>,
 }
 
 impl Written {
     /// What an earlier agent left.
     pub(super) fn of(
-        services: HashMap<ServiceKey, ServiceValue>,
+        services: impl Iterator<Item = (ServiceKey, Reference)>,
+        facts: impl Iterator<Item = (u32, ServiceValue)>,
         endpoints: impl Iterator<Item = (EndpointKey, EndpointValue)>,
     ) -> Self {
-        let mut slots: HashMap<u32, Vec<(u32, EndpointValue)>> = HashMap::new();
+        let mut lists: HashMap<u32, Vec<(u32, EndpointValue)>> = HashMap::new();
         for (key, value) in endpoints {
-            slots.entry(key.list).or_default().push((key.slot, value));
+            lists.entry(key.list).or_default().push((key.slot, value));
         }
-        let last = slots.keys().copied().max().unwrap_or(NO_LIST);
-        let mut lists = HashMap::new();
-        for (id, mut slots) in slots {
+        // A list without facts: whoever wrote it was killed in between.
+        let mut numbers: HashMap<u32, Option<ServiceValue>> = lists.keys().map(|number| (*number, None)).collect();
+        numbers.extend(facts.map(|(number, facts)| (number, Some(facts))));
+        let mut written = Self { last: numbers.keys().copied().max().unwrap_or(0), ..Self::default() };
+        for (number, facts) in numbers {
+            let mut slots = lists.remove(&number).unwrap_or_default();
             slots.sort_unstable_by_key(|(slot, _)| *slot);
-            lists.insert(slots.into_iter().map(|(_, value)| value).collect(), List { id, unwanted_since: None });
+            // Found again by its content; what has none, or is there twice, keeps its number, which nothing wanted has.
+            let facts = ServiceValue { list: 0, ..facts.unwrap_or(balance::kernel::NOTHING) };
+            let mut known = (facts, slots.into_iter().map(|(_, value)| value).collect());
+            if written.known.contains_key(&known) || facts == balance::kernel::NOTHING {
+                known.0.list = number;
+            }
+            written.known.insert(known, Entry { number, unwanted_since: None });
         }
-        Self { services, lists, last }
+        written.services = services.filter_map(|(key, word)| Some((key, word.open(&key)?))).collect();
+        written
     }
 
-    /// When the first of the lists that no service refers to any more may go.
+    /// When the first of the facts that no service names any more may go.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.lists.values().filter_map(|list| list.unwanted_since).min().map(|since| since + LINGER)
+        self.known.values().filter_map(|entry| entry.unwanted_since).min().map(|since| since + LINGER)
     }
 }
 
@@ -76,13 +90,15 @@ pub(super) fn sync(
     for service in snapshot.services() {
         for vip in &service.vips {
             let key = ServiceKey { ip: key_ip(*vip), port: service.port, protocol: IPPROTO_TCP };
-            let value = value(maps, snapshot, service, &Client { ip: *vip, ..client.clone() }, cookies)?;
-            if maps.services_written.services.get(&key) != Some(&value) {
-                maps.services.insert(key, value, 0).map_err(|e| CaptureError::map("services", &e))?;
-                maps.services_written.services.insert(key, value);
+            let known = known(snapshot, service, &Client { ip: *vip, ..client.clone() }, cookies);
+            let number = write(maps, known)?;
+            if maps.services_written.services.get(&key) != Some(&number) {
+                let inserted = maps.services.insert(key, Reference::new(&key, number), 0);
+                inserted.map_err(|e| CaptureError::map("services", &e))?;
+                maps.services_written.services.insert(key, number);
             }
             wanted.insert(key);
-            used.insert(value.list);
+            used.insert(number);
         }
     }
     let services = &mut maps.services;
@@ -97,50 +113,44 @@ pub(super) fn sync(
     Ok(())
 }
 
-fn value(
-    maps: &mut Maps,
-    snapshot: &Snapshot,
-    service: &ServicePort,
-    client: &Client,
-    cookies: &HashMap<WorkloadUid, u64>,
-) -> Result<ServiceValue, CaptureError> {
+fn known(snapshot: &Snapshot, service: &ServicePort, client: &Client, cookies: &HashMap<WorkloadUid, u64>) -> Known {
     let here = |workload: &Workload| cookies.get(&workload.uid).copied();
-    let (value, list) = balance::kernel::service(snapshot, service, client, here);
-    Ok(ServiceValue { list: write_list(maps, list)?, ..value })
+    balance::kernel::service(snapshot, service, client, here)
 }
 
-/// The number of the list with these endpoints, written if there is none yet.
-fn write_list(maps: &mut Maps, endpoints: Vec<EndpointValue>) -> Result<u32, CaptureError> {
-    if endpoints.is_empty() {
-        return Ok(NO_LIST);
-    }
+/// The number under which this is found, written if it is not there yet.
+fn write(maps: &mut Maps, known: Known) -> Result<u32, CaptureError> {
     let written = &mut maps.services_written;
-    if let Some(list) = written.lists.get_mut(&endpoints) {
-        list.unwanted_since = None;
-        return Ok(list.id);
+    if let Some(entry) = written.known.get_mut(&known) {
+        entry.unwanted_since = None;
+        return Ok(entry.number);
     }
     written.last = written.last.wrapping_add(1).max(1);
-    let id = written.last;
-    for (slot, endpoint) in (0..).zip(&endpoints) {
-        let inserted = maps.endpoints.insert(EndpointKey { list: id, slot }, endpoint, 0);
+    let number = written.last;
+    let (facts, endpoints) = &known;
+    for (slot, endpoint) in (0..).zip(endpoints) {
+        let inserted = maps.endpoints.insert(EndpointKey { list: number, slot }, endpoint, 0);
         inserted.map_err(|e| CaptureError::map("endpoints", &e))?;
     }
-    written.lists.insert(endpoints, List { id, unwanted_since: None });
-    Ok(id)
+    let inserted = maps.service_facts.insert(number, ServiceValue { list: number, ..*facts }, 0);
+    inserted.map_err(|e| CaptureError::map("service_facts", &e))?;
+    written.known.insert(known, Entry { number, unwanted_since: None });
+    Ok(number)
 }
 
 fn retire(maps: &mut Maps, used: &HashSet<u32>) {
     let now = Instant::now();
-    let map = &mut maps.endpoints;
-    maps.services_written.lists.retain(|endpoints, list| {
-        if used.contains(&list.id) {
+    let Maps { service_facts, endpoints: lists, services_written, .. } = maps;
+    services_written.known.retain(|(_, endpoints), entry| {
+        if used.contains(&entry.number) {
             return true;
         }
-        if now.duration_since(*list.unwanted_since.get_or_insert(now)) < LINGER {
+        if now.duration_since(*entry.unwanted_since.get_or_insert(now)) < LINGER {
             return true;
         }
+        let _ = service_facts.remove(&entry.number);
         for (slot, _) in (0..).zip(endpoints) {
-            let _ = map.remove(&EndpointKey { list: list.id, slot });
+            let _ = lists.remove(&EndpointKey { list: entry.number, slot });
         }
         false
     });

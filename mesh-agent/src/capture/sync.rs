@@ -22,7 +22,6 @@ use crate::model::workload::{Workload, WorkloadUid};
 use crate::policy::facts;
 use crate::proxy::pod_net::PodNet;
 use crate::snapshot::Snapshot;
-use crate::sys;
 
 /// What the maps hold, so that a sync costs what changed.
 #[derive(Default)]
@@ -127,31 +126,21 @@ pub(super) fn write_pod(
     if maps.shares.get(&cookie, 0).is_err() {
         maps.shares.insert(cookie, ShareValue { records: 0 }, 0).map_err(|e| CaptureError::map("shares", &e))?;
     }
-    if maps.pods.get(&cookie, 0).ok() == Some(value) {
-        return Ok(());
-    }
-    put_pod(maps, cookie, value)
-}
-
-/// Replaces a pod's entry. The kernel gives the memory of the entry replaced before to this one at once: a program that
-/// still reads that one would see parts of two pods, so every reader of it must have ended.
-fn put_pod(maps: &mut Maps, cookie: u64, value: PodValue) -> Result<(), CaptureError> {
-    sys::wait_for_readers();
-    maps.pods.insert(cookie, value, 0).map_err(|e| CaptureError::map("pods", &e))
+    maps.pods.put(cookie, value)
 }
 
 /// Writes the capture flag of an entry that is there.
 pub(super) fn update_flags(maps: &mut Maps, pod: &EnrolledPod) -> Result<(), CaptureError> {
     let cookie = pod.netns.cookie;
-    let Ok(mut value) = maps.pods.get(&cookie, 0) else { return Ok(()) };
+    let Some(mut value) = maps.pods.get(cookie) else { return Ok(()) };
     value.flags =
         if pod.captures.load(Ordering::Relaxed) { value.flags | POD_CAPTURES } else { value.flags & !POD_CAPTURES };
-    put_pod(maps, cookie, value)
+    maps.pods.put(cookie, value)
 }
 
 /// Removes everything that the maps hold of one netns.
 pub(super) fn remove_cookie(maps: &mut Maps, cookie: u64) {
-    let _ = maps.pods.remove(&cookie);
+    maps.pods.remove(cookie);
     let _ = maps.shares.remove(&cookie);
     for kind in [LISTENER_OUTBOUND, LISTENER_TUNNEL, LISTENER_PLAINTEXT] {
         let _ = maps.listeners.remove(&ListenerKey { netns_cookie: cookie, kind, pad: 0 });
@@ -162,7 +151,8 @@ pub(super) fn remove_cookie(maps: &mut Maps, cookie: u64) {
 
 fn port_rules(cookie: u64, workload: &Workload, lenient: bool) -> HashMap<PortKey, PortRule> {
     let key = |(port, direction)| PortKey { netns_cookie: cookie, port, direction, pad: 0 };
-    facts::port_rules(workload, lenient).into_iter().map(|(at, rule)| (key(at), PortRule { rule })).collect()
+    let rules = facts::port_rules(workload, lenient).into_iter().map(|(at, rule)| (key(at), rule));
+    rules.map(|(key, rule)| (key, PortRule::new(&key, rule))).collect()
 }
 
 fn cidr_rules(cookie: u64, workload: &Workload) -> HashSet<(u32, CidrKey)> {

@@ -7,7 +7,8 @@ use mesh_agent::model::policy::Action;
 use mesh_agent::model::workload::PeerMode;
 use mesh_common::counter::Counter;
 use mesh_common::key::{FlowKey, Ip, PolicyKey};
-use mesh_common::value::{FlowValue, MeshIpValue, PodValue, PolicyValue, ShareValue};
+use mesh_common::tag::Reference;
+use mesh_common::value::{FlowValue, MeshIpValue, PolicyValue, ShareValue};
 
 use crate::bench::*;
 use crate::pair::*;
@@ -16,12 +17,14 @@ use crate::pair::*;
 #[test]
 fn a_map_that_lacks_an_entry_refuses_and_counts() -> Result<()> {
     type Spoil = fn(&Bench, u64) -> Result<()>;
-    let rows: [(&str, Spoil, Counter); 5] = [
+    let rows: [(&str, Spoil, Counter); 7] = [
         ("policy", |bench, _| empty::<PolicyKey, PolicyValue>(bench, "policy"), Counter::ConnectDenied),
         ("shares", |bench, _| empty::<u64, ShareValue>(bench, "shares"), Counter::ConnectShareFull),
         ("mesh_ips", |bench, _| empty::<Ip, MeshIpValue>(bench, "mesh_ips"), Counter::LookupStrict),
         ("pods, the server's", |bench, server| remove_pod(bench, server), Counter::LookupNoPod),
-        ("pods, all", |bench, _| empty::<u64, PodValue>(bench, "pods"), Counter::LookupNoPod),
+        ("pods, all", |bench, _| empty::<u64, Reference>(bench, "pods"), Counter::LookupNoPod),
+        ("pods, the client's word", |bench, server| mistake(bench, |pod| pod != server), Counter::EntryForeign),
+        ("pods, the server's word", |bench, server| mistake(bench, |pod| pod == server), Counter::EntryForeign),
     ];
     for (what, spoil, exit) in rows {
         node(|bench| {
@@ -102,5 +105,15 @@ fn empty<K: aya::Pod, V: aya::Pod>(bench: &Bench, name: &str) -> Result<()> {
 }
 
 fn remove_pod(bench: &Bench, cookie: u64) -> Result<()> {
-    Ok(map::<u64, PodValue>(bench, "pods")?.remove(&cookie)?)
+    Ok(map::<u64, Reference>(bench, "pods")?.remove(&cookie)?)
+}
+
+/// Puts another pod's word into the entries of these: as if their memory were another's each time they are looked up.
+fn mistake(bench: &Bench, whose: impl Fn(u64) -> bool) -> Result<()> {
+    let mut pods = map::<u64, Reference>(bench, "pods")?;
+    let cookies: Vec<u64> = pods.keys().collect::<Result<_, _>>()?;
+    for cookie in cookies.into_iter().filter(|cookie| whose(*cookie)) {
+        pods.insert(cookie, Reference::new(&0_u64, 0), 0)?;
+    }
+    Ok(())
 }
