@@ -2,11 +2,10 @@
 //!
 //! Whether it is let in is the receiver's decision: only on a port that the pod itself declares as a probe.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::counter::Counter;
-use mesh_common::value::{FLOW_PROBE, FlowValue};
+use mesh_common::value::FLOW_PROBE;
 
 use crate::maps::{FLOWS, MESH_IPS, count};
 use crate::sockops::{CONNECT_CB, Ends, STATE_CB, STATE_CB_FLAG, TCP_CLOSE};
@@ -31,18 +30,7 @@ pub fn mesh_kubelet(ctx: SockOpsContext) -> u32 {
     if server_cookie == 0 {
         return 1;
     }
-    let flow = FlowValue {
-        netns_cookie: ends.cookie,
-        server_cookie,
-        // SAFETY: no pointer is involved.
-        started_ns: unsafe { bpf_ktime_get_ns() },
-        identity: [0; 16],
-        orig_port: 0,
-        pad: 0,
-        kind: FLOW_PROBE,
-        orig_ip: [0; 16],
-    };
-    if FLOWS.insert(key, flow, 0).is_err() {
+    if FLOWS.insert(key, ends.record(FLOW_PROBE, server_cookie), 0).is_err() {
         count(Counter::SockopsStoreFailed);
     }
     let _ = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG) as i32);

@@ -76,6 +76,22 @@ impl Ends {
         Some(Self { cookie, sk, local_ip, remote_ip, local_port, remote_port })
     }
 
+    /// A record of this kind, written now.
+    #[inline(always)]
+    pub fn record(&self, kind: u32, server_cookie: u64) -> FlowValue {
+        FlowValue {
+            netns_cookie: self.cookie,
+            server_cookie,
+            // SAFETY: no pointer is involved.
+            started_ns: unsafe { bpf_ktime_get_ns() },
+            identity: [0; 16],
+            orig_port: 0,
+            pad: 0,
+            kind,
+            orig_ip: [0; 16],
+        }
+    }
+
     #[inline(always)]
     pub fn flow_as_client(&self) -> FlowKey {
         FlowKey {
@@ -146,17 +162,7 @@ fn connecting(ends: &Ends, pod: &PodValue) -> bool {
 /// Writes the record that the receiver will find.
 #[inline(always)]
 fn prove(ends: &Ends, kind: u32, asked: Option<&mut Asked>, pod: &PodValue) -> bool {
-    let mut flow = FlowValue {
-        netns_cookie: ends.cookie,
-        server_cookie: 0,
-        // SAFETY: no pointer is involved.
-        started_ns: unsafe { bpf_ktime_get_ns() },
-        identity: [0; 16],
-        orig_port: 0,
-        pad: 0,
-        kind,
-        orig_ip: [0; 16],
-    };
+    let mut flow = ends.record(kind, 0);
     if let Some(asked) = asked {
         flow.server_cookie = asked.server_cookie;
         flow.identity = pod.identity;

@@ -37,6 +37,10 @@ pub(super) struct Scribe {
 
 type Key = (SocketAddr, SocketAddr, u64);
 
+fn key(connection: &LiveNative) -> Key {
+    (connection.client, connection.server, connection.started_ns)
+}
+
 /// A connection that stands: its records are open, and have been given what it had carried.
 struct Open {
     records: [ConnectionRecord; 2],
@@ -97,13 +101,13 @@ impl Scribe {
     }
 
     /// One record for the log line, and one for the series of the other end, as two agents would keep them.
-    fn open(&self, at: &LiveNative) -> [ConnectionRecord; 2] {
+    fn open(&self, at: &LiveNative) -> Open {
         let snapshot = self.snapshots.load();
         let client = self.pod(&snapshot, at.client_cookie);
         let server = self.pod(&snapshot, at.server_cookie);
         let service = snapshot.service_by_vip(at.dialled);
         let service = service.map(|s| ServiceName { namespace: Arc::clone(&s.namespace), name: Arc::clone(&s.name) });
-        [Reporter::Outbound, Reporter::Inbound].map(|reporter| {
+        let records = [Reporter::Outbound, Reporter::Inbound].map(|reporter| {
             let mut record = self.telemetry.open(reporter);
             record.generation = snapshot.generation();
             name(&mut record.source, client.as_deref(), at.client);
@@ -114,7 +118,8 @@ impl Scribe {
             record.orig_dst = Some(OrigDst::new(at.dialled));
             (record.lane, record.security) = (Lane::Native, Security::Kernel);
             record
-        })
+        });
+        Open { records, counted: Traffic::default(), missed: 0 }
     }
 
     fn swept(&mut self, sweep: &Sweep) {
@@ -123,15 +128,10 @@ impl Scribe {
         }
         self.open.values_mut().for_each(|open| open.missed += 1);
         for live in &sweep.live {
-            let key = (live.client, live.server, live.started_ns);
-            let mut open = self.open.remove(&key).unwrap_or_else(|| Open {
-                records: self.open(live),
-                counted: Traffic::default(),
-                missed: 0,
-            });
+            let mut open = self.open.remove(&key(live)).unwrap_or_else(|| self.open(live));
             open.missed = 0;
             open.carry(&live.traffic, None);
-            self.open.insert(key, open);
+            self.open.insert(key(live), open);
         }
         // Missed once: its event is on the way. Missed twice: its event was lost.
         let gone: Vec<Key> = self.open.iter().filter(|(_, open)| open.missed > 1).map(|(key, _)| *key).collect();
@@ -144,22 +144,10 @@ impl Scribe {
     }
 
     fn closed(&mut self, closed: &Closed) {
-        let key = (closed.client, closed.server, closed.started_ns);
-        let open = self.open.remove(&key);
-        let mut open = open.unwrap_or_else(|| Open {
-            records: self.open(&LiveNative {
-                client_cookie: closed.client_cookie,
-                server_cookie: closed.server_cookie,
-                client: closed.client,
-                server: closed.server,
-                dialled: closed.dialled,
-                started_ns: closed.started_ns,
-                traffic: closed.traffic,
-            }),
-            counted: Traffic::default(),
-            missed: 0,
-        });
-        open.carry(&closed.traffic, Some(closed.lasted));
+        let connection = &closed.connection;
+        let known = self.open.remove(&key(connection));
+        let mut open = known.unwrap_or_else(|| self.open(connection));
+        open.carry(&connection.traffic, Some(closed.lasted));
         open.end(Ending::from(if closed.failed { Outcome::ConnectRefused } else { Outcome::Ok }));
     }
 }

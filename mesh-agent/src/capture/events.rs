@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::error::CaptureError;
-use super::sweep::Traffic;
+use super::sweep::{LiveNative, Traffic};
 use crate::model::addr::canonical;
 use crate::sys;
 
@@ -37,22 +37,10 @@ pub struct Refusal {
 /// A native connection that has ended; counts are the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
-    /// Cookie of the client's netns.
-    pub client_cookie: u64,
-    /// Cookie of the server's netns.
-    pub server_cookie: u64,
-    /// The client's end.
-    pub client: SocketAddr,
-    /// The server's end.
-    pub server: SocketAddr,
-    /// What the application dialled.
-    pub dialled: SocketAddr,
-    /// `CLOCK_MONOTONIC` at its SYN, in nanoseconds: tells it from an earlier one between the same ends.
-    pub started_ns: u64,
+    /// As it was at its end.
+    pub connection: LiveNative,
     /// From the SYN to the end.
     pub lasted: Duration,
-    /// What it has carried in all.
-    pub traffic: Traffic,
     /// It never stood: the server's port was closed, or the policy changed in between.
     pub failed: bool,
 }
@@ -119,9 +107,11 @@ fn closed(bytes: &[u8]) -> Option<Closed> {
     let u64_at = |at| Some(u64::from_ne_bytes(take(bytes, at)?));
     let u32_at = |at| Some(u32::from_ne_bytes(take(bytes, at)?));
     let port_at = |at| Some(u16::from_ne_bytes(take(bytes, at)?));
-    Some(Closed {
+    let connection = LiveNative {
         client_cookie: u64_at(0)?,
         server_cookie: u64_at(8)?,
+        client: addr(take(bytes, 88)?, port_at(120)?),
+        server: addr(take(bytes, 104)?, port_at(122)?),
         dialled: addr(take(bytes, 48)?, port_at(40)?),
         started_ns: u64_at(16)?,
         traffic: Traffic {
@@ -130,11 +120,8 @@ fn closed(bytes: &[u8]) -> Option<Closed> {
             round_trip: Duration::from_micros(u32_at(124)?.into()),
             retransmits: u32_at(128)?,
         },
-        lasted: Duration::from_nanos(u64_at(80)?),
-        client: addr(take(bytes, 88)?, port_at(120)?),
-        server: addr(take(bytes, 104)?, port_at(122)?),
-        failed: u32_at(132)? != 0,
-    })
+    };
+    Some(Closed { connection, lasted: Duration::from_nanos(u64_at(80)?), failed: u32_at(132)? != 0 })
 }
 
 fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -212,17 +199,16 @@ mod tests {
         bytes.extend(key.client_port.to_ne_bytes());
         bytes.extend(key.server_port.to_ne_bytes());
         bytes.extend([55_u32, 1, 0].map(u32::to_ne_bytes).concat());
-        let expected = Closed {
+        let connection = LiveNative {
             client_cookie: 1,
             server_cookie: 2,
             client: "10.0.0.1:40000".parse().unwrap(),
             server: "10.0.0.2:8080".parse().unwrap(),
             dialled: "10.96.0.1:80".parse().unwrap(),
             started_ns: 3,
-            lasted: Duration::from_millis(3),
             traffic: Traffic { sent: 100, received: 200, round_trip: Duration::from_micros(55), retransmits: 1 },
-            failed: false,
         };
+        let expected = Closed { connection, lasted: Duration::from_millis(3), failed: false };
         assert_eq!(parse(&bytes), Some(KernelEvent::Closed(expected)));
     }
 }

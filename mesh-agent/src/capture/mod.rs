@@ -11,6 +11,7 @@ mod handover;
 mod inspect;
 mod kernel;
 mod kubelet;
+mod linger;
 mod links;
 mod netlink;
 mod netns;

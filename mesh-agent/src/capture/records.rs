@@ -1,6 +1,6 @@
 //! The kernel's records of who opened a connection: read to name a native connection's client.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -19,6 +19,8 @@ pub(super) struct Tables {
     pub(super) flows: BpfHashMap<MapData, FlowKey, FlowValue>,
     pub(super) native: BpfHashMap<MapData, FlowKey, FlowValue>,
     pub(super) orig_dsts: BpfHashMap<MapData, OrigKey, OrigDst>,
+    /// Records of captured connections that had no socket at the last sweep.
+    pub(super) suspects: HashSet<OrigKey>,
 }
 
 /// The records, and whose the network namespaces are.
@@ -29,8 +31,12 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
-        let tables =
-            Tables { flows: take(ebpf, "flows")?, native: take(ebpf, "native")?, orig_dsts: take(ebpf, "orig_dsts")? };
+        let tables = Tables {
+            flows: take(ebpf, "flows")?,
+            native: take(ebpf, "native")?,
+            orig_dsts: take(ebpf, "orig_dsts")?,
+            suspects: HashSet::new(),
+        };
         Ok(Self { tables: Mutex::new(tables), pods: RwLock::default() })
     }
 
@@ -57,7 +63,8 @@ impl Records {
         let key = flow_key(peer, local);
         let flow = {
             let tables = self.lock();
-            tables.native.get(&key, 0).or_else(|_| tables.flows.get(&key, 0)).ok()?
+            // In the order in which a record moves: the other way round, one that moves in between would be missed.
+            tables.flows.get(&key, 0).or_else(|_| tables.native.get(&key, 0)).ok()?
         };
         let proves = flow.kind == FLOW_NATIVE && flow.server_cookie == netns_cookie;
         proves.then(|| self.pod(flow.netns_cookie)).flatten()

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mesh_common::key::{ANY_PORT, Digest, PolicyKey};
 use mesh_common::value::{BROKEN_POLICY, POLICY_AGENT, POLICY_ALLOW, POLICY_DENY, PolicyValue};
@@ -14,14 +14,11 @@ use mesh_common::value::{BROKEN_POLICY, POLICY_AGENT, POLICY_ALLOW, POLICY_DENY,
 use super::digest;
 use super::error::CaptureError;
 use super::kernel::Maps;
+use super::linger::Unwanted;
 use crate::model::identity::Identity;
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::policy::compile::{KernelVerdict, table};
 use crate::snapshot::Snapshot;
-
-/// How long entries stay that no pod refers to any more: a program that has read the pod's old entry must still
-/// find them. It is done within microseconds, or within a scheduling delay.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// Rules, and who asks.
 type Pair = (Digest, Digest);
@@ -41,7 +38,7 @@ struct Entries {
     ports: Vec<u16>,
     /// Written, or found right, by this process.
     checked: bool,
-    unwanted_since: Option<Instant>,
+    unwanted: Unwanted,
 }
 
 impl Written {
@@ -56,7 +53,7 @@ impl Written {
 
     /// When the first of the entries that no pod refers to any more may go.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.pairs.values().filter_map(|entries| entries.unwanted_since).min().map(|since| since + LINGER)
+        self.pairs.values().filter_map(|entries| entries.unwanted.due()).min()
     }
 }
 
@@ -114,7 +111,7 @@ fn write(
     table: impl FnOnce() -> Vec<crate::policy::compile::Line>,
 ) -> Result<(), CaptureError> {
     let entries = maps.rules.pairs.entry(pair).or_default();
-    entries.unwanted_since = None;
+    entries.unwanted.wanted();
     if entries.checked {
         return Ok(());
     }
@@ -138,11 +135,7 @@ fn write(
 fn retire(maps: &mut Maps, unwanted: impl Fn(&Pair) -> bool, now: Instant) {
     let policy = &mut maps.policy;
     maps.rules.pairs.retain(|pair, entries| {
-        if !unwanted(pair) {
-            return true;
-        }
-        let since = *entries.unwanted_since.get_or_insert(now);
-        if now.duration_since(since) < LINGER {
+        if !unwanted(pair) || !entries.unwanted.may_go(now) {
             return true;
         }
         for port in &entries.ports {

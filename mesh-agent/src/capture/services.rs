@@ -1,11 +1,11 @@
-//! The kernel's `services`, `service_facts` and `endpoints`: virtual addresses, and which of their endpoints are pods of
-//! this node.
+//! The kernel's `services`, `service_facts` and `endpoints`: virtual addresses, and which of their endpoints are pods
+//! of this node.
 //!
 //! Facts, and the list of endpoints with the same number, are written once and never changed: a service is switched to
 //! others in one step, and the old ones go a while after no service names them.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mesh_common::key::{EndpointKey, ServiceKey};
 use mesh_common::tag::Reference;
@@ -13,6 +13,7 @@ use mesh_common::value::{EndpointValue, ServiceValue};
 
 use super::error::CaptureError;
 use super::kernel::Maps;
+use super::linger::Unwanted;
 use super::sync::key_ip;
 use crate::balance::{self, Client};
 use crate::model::service::ServicePort;
@@ -20,9 +21,6 @@ use crate::model::workload::{Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 const IPPROTO_TCP: u16 = 6;
-/// How long facts stay that no service names: see `rules`.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// What is known of a service: its facts, but for their number, and its endpoints on this node.
 type Known = (ServiceValue, Vec<EndpointValue>);
 
@@ -36,7 +34,7 @@ pub(super) struct Written {
 
 struct Entry {
     number: u32,
-    unwanted_since: Option<Instant>,
+    unwanted: Unwanted,
 }
 
 impl Written {
@@ -63,7 +61,7 @@ impl Written {
             if written.known.contains_key(&known) || facts == balance::kernel::NOTHING {
                 known.0.list = number;
             }
-            written.known.insert(known, Entry { number, unwanted_since: None });
+            written.known.insert(known, Entry { number, unwanted: Unwanted::default() });
         }
         written.services = services.filter_map(|(key, word)| Some((key, word.open(&key)?))).collect();
         written
@@ -71,7 +69,7 @@ impl Written {
 
     /// When the first of the facts that no service names any more may go.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.known.values().filter_map(|entry| entry.unwanted_since).min().map(|since| since + LINGER)
+        self.known.values().filter_map(|entry| entry.unwanted.due()).min()
     }
 }
 
@@ -122,7 +120,7 @@ fn known(snapshot: &Snapshot, service: &ServicePort, client: &Client, cookies: &
 fn write(maps: &mut Maps, known: Known) -> Result<u32, CaptureError> {
     let written = &mut maps.services_written;
     if let Some(entry) = written.known.get_mut(&known) {
-        entry.unwanted_since = None;
+        entry.unwanted.wanted();
         return Ok(entry.number);
     }
     written.last = written.last.wrapping_add(1).max(1);
@@ -134,7 +132,7 @@ fn write(maps: &mut Maps, known: Known) -> Result<u32, CaptureError> {
     }
     let inserted = maps.service_facts.insert(number, ServiceValue { list: number, ..*facts }, 0);
     inserted.map_err(|e| CaptureError::map("service_facts", &e))?;
-    written.known.insert(known, Entry { number, unwanted_since: None });
+    written.known.insert(known, Entry { number, unwanted: Unwanted::default() });
     Ok(number)
 }
 
@@ -142,10 +140,7 @@ fn retire(maps: &mut Maps, used: &HashSet<u32>) {
     let now = Instant::now();
     let Maps { service_facts, endpoints: lists, services_written, .. } = maps;
     services_written.known.retain(|(_, endpoints), entry| {
-        if used.contains(&entry.number) {
-            return true;
-        }
-        if now.duration_since(*entry.unwanted_since.get_or_insert(now)) < LINGER {
+        if used.contains(&entry.number) || !entry.unwanted.may_go(now) {
             return true;
         }
         let _ = service_facts.remove(&entry.number);

@@ -78,6 +78,7 @@ impl Kernel {
             .collect();
         let pods: Vec<Arc<EnrolledPod>> = self.enrolments.lock().values().cloned().collect();
         let mut sweep = Sweep::default();
+        let mut suspects = HashSet::new();
         for pod in pods {
             let cookie = pod.netns.cookie;
             let sockets = if busy.contains(&cookie) { pod.sockets() } else { Ok(HashMap::new()) };
@@ -96,11 +97,18 @@ impl Kernel {
             }
             let clients: HashSet<SocketAddr> = sockets.keys().map(|(local, _)| *local).collect();
             for key in read.waiting.iter().filter(|key| key.netns_cookie == cookie) {
-                if !clients.contains(&canonical(SocketAddr::new(key.ip.into(), key.port))) {
+                if clients.contains(&canonical(SocketAddr::new(key.ip.into(), key.port))) {
+                    continue;
+                }
+                // They do not say when they were written: a new one between the same ends is gone by the next sweep.
+                if tables.suspects.contains(key) {
                     sweep.orphans += usize::from(tables.orig_dsts.remove(key).is_ok());
+                } else {
+                    suspects.insert(*key);
                 }
             }
         }
+        self.records.lock().suspects = suspects;
         self.correct_shares();
         sweep
     }

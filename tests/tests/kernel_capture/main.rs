@@ -60,8 +60,8 @@ fn a_captured_connect_reaches_the_agent_with_its_destination_and_leaves_no_recor
     })
 }
 
-/// The system gives one local port to two connections whose destinations differ: the end of one must not take the other's
-/// record, which is still waiting for its SYN to be let in.
+/// The system gives one local port to two connections whose destinations differ: the end of one must not take the
+/// other's record, which is still waiting for its SYN to be let in.
 #[test]
 fn two_connections_from_one_port_do_not_share_a_record() -> Result<()> {
     node(|bench| {

@@ -182,17 +182,20 @@ fn an_ended_connection_is_told_with_its_bytes() -> Result<()> {
             KernelEvent::Closed(closed) => Some(*closed),
             KernelEvent::Refused(_) => None,
         })?;
-        assert_eq!((closed.traffic.sent, closed.traffic.received, closed.failed), (1000, 70_000, false));
-        assert_eq!((closed.client, closed.server, closed.dialled), (peer, to, to));
-        assert_eq!(bench.kernel.pod_by_cookie(closed.server_cookie).as_deref(), Some(server.name()));
-        ensure!(closed.lasted.as_nanos() > 0 && closed.traffic.round_trip < closed.lasted, "{closed:?}");
+        assert_eq!(
+            (closed.connection.traffic.sent, closed.connection.traffic.received, closed.failed),
+            (1000, 70_000, false)
+        );
+        assert_eq!((closed.connection.client, closed.connection.server, closed.connection.dialled), (peer, to, to));
+        assert_eq!(bench.kernel.pod_by_cookie(closed.connection.server_cookie).as_deref(), Some(server.name()));
+        ensure!(closed.lasted.as_nanos() > 0 && closed.connection.traffic.round_trip < closed.lasted, "{closed:?}");
 
         refused(&client, SocketAddr::new(server.ip(), 9))?;
         let failed = events.until(|event| match event {
             KernelEvent::Closed(closed) => Some(*closed),
             KernelEvent::Refused(_) => None,
         })?;
-        ensure!(failed.failed && failed.server.port() == 9, "{failed:?}");
+        ensure!(failed.failed && failed.connection.server.port() == 9, "{failed:?}");
         nothing_left(bench)
     })
 }

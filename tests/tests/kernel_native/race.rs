@@ -125,6 +125,12 @@ fn hunt(cookies: bool) -> Result<()> {
     })
 }
 
+/// The server closes without reading: data in the SYN brings a reset, of a connection that stood; EPIPE when its FIN
+/// came before. One that is refused has never left SYN_SENT and sees ECONNREFUSED.
+fn was_reset(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
+}
+
 /// A dual-stack listener.
 fn listen(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port))
@@ -153,9 +159,7 @@ fn dial_until(at: usize, client: &Pod, server: &Pod, wanted: u64, seen: &Seen, d
             let ip = server.ips()[turn / 7 % 2];
             let outcome = way(SocketAddr::new(ip, port));
             seen.connections.fetch_add(1, Relaxed);
-            // The server closes without reading: data in the SYN brings a reset, of a connection that stood. One that
-            // is refused has never left SYN_SENT and sees ECONNREFUSED.
-            let stood = outcome.as_ref().map_or_else(|e| e.kind() == std::io::ErrorKind::ConnectionReset, |_| true);
+            let stood = outcome.as_ref().map_or_else(was_reset, |_| true);
             if stood != (port == ALWAYS) && port != SOMETIMES {
                 eprintln!("way {} to {ip} port {port}: {outcome:?}", turn % WAYS.len());
                 let wrong = if stood { &seen.forbidden_and_taken } else { &seen.allowed_and_refused };
