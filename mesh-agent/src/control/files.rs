@@ -143,7 +143,8 @@ impl Objects {
             Object::CaptureState(one) => self.captures.push(found(one, location)),
             Object::Peer(one) => self.peers.push(found(one, location)),
             Object::Authorization(targets) => self.policies.extend(targets),
-            Object::ServiceAccount => {}
+            Object::Route(one) => self.routes.push(found(one, location)),
+            Object::ServiceAccount | Object::ReferenceGrant => {}
         }
     }
 }

@@ -13,6 +13,8 @@ pub mod order;
 pub mod path;
 pub mod redirect;
 pub mod retry;
+#[cfg(test)]
+mod tests;
 pub mod weights;
 
 use http::HeaderMap;

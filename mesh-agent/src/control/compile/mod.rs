@@ -5,6 +5,7 @@
 
 mod ownership;
 mod peer_modes;
+mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,7 @@ mod workloads;
 
 use std::sync::Arc;
 
-use super::object::{CaptureState, Namespace, Node, PeerPolicy, Pod, Service, Slice};
+use super::object::{CaptureState, Namespace, Node, PeerPolicy, Pod, Route, Service, Slice};
 use crate::model::policy::Policy;
 use crate::model::problem::{Effect, Problem};
 use crate::snapshot::SnapshotParts;
@@ -34,6 +35,7 @@ pub(super) struct Objects {
     pub(super) slices: Vec<Found<Slice>>,
     pub(super) captures: Vec<Found<CaptureState>>,
     pub(super) peers: Vec<Found<PeerPolicy>>,
+    pub(super) routes: Vec<Found<Route>>,
     /// Their mistakes are in `problems` already.
     pub(super) policies: Vec<Arc<Policy>>,
     /// What is wrong with single objects.
@@ -46,6 +48,7 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
     let owners = ownership::owners(&objects.pods, &mut problems);
     let workloads = workloads::compile(objects, &owners, trust_domain, &mut problems);
     let services = services::compile(objects, &owners, &mut problems);
+    let (routes, route_statuses) = routes::compile(&objects.routes, &objects.services, &services);
     problems.sort();
     problems.dedup();
     SnapshotParts {
@@ -54,8 +57,8 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
         workloads,
         services,
         policies: objects.policies.clone(),
-        routes: Vec::new(),
-        route_statuses: Vec::new(),
+        routes,
+        route_statuses,
         problems,
     }
 }

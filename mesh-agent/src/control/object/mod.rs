@@ -7,11 +7,13 @@
 mod authorization;
 mod capture_state;
 mod decode;
+mod grant;
 mod meta;
 mod peer_policy;
 mod place;
 mod pod;
 mod probes;
+mod route;
 mod selector;
 mod service;
 mod slice;
@@ -30,10 +32,12 @@ pub(super) use self::meta::{EXCLUDE_INBOUND_PORTS, MODE_LABEL, Mode};
 pub(super) use self::peer_policy::PeerPolicy;
 pub(super) use self::place::{Namespace, Node};
 pub(super) use self::pod::Pod;
+pub(super) use self::route::{Route, RouteRule};
 pub(super) use self::service::{Distribution, Service, ServiceSpecPort, TargetPort};
 pub(super) use self::slice::{Slice, SliceEndpoint};
 pub(super) use self::suspect::suspects;
 use crate::model::policy::{Policy, Target};
+use crate::model::route::RouteKind;
 
 /// The API group of our own kinds.
 pub(super) const GROUP: &str = "mesh-agent.io";
@@ -54,10 +58,12 @@ pub(super) enum Kind {
     AuthorizationPolicy,
     PeerPolicy,
     CaptureState,
+    Route(RouteKind),
+    ReferenceGrant,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 14] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -67,6 +73,11 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerPolicy,
         Self::CaptureState,
+        Self::Route(RouteKind::Http),
+        Self::Route(RouteKind::Grpc),
+        Self::Route(RouteKind::Tls),
+        Self::Route(RouteKind::Tcp),
+        Self::ReferenceGrant,
     ];
 
     fn as_str(self) -> &'static str {
@@ -80,14 +91,21 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerPolicy => "PeerPolicy",
             Self::CaptureState => "CaptureState",
+            Self::Route(kind) => kind.as_str(),
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
-    fn api_version(self) -> &'static str {
+    /// The group and versions that we read.
+    fn api(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::AuthorizationPolicy | Self::PeerPolicy | Self::CaptureState => API_VERSION,
+            Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => ("", &["v1"]),
+            Self::EndpointSlice => ("discovery.k8s.io", &["v1"]),
+            Self::AuthorizationPolicy | Self::PeerPolicy | Self::CaptureState => (GROUP, &["v1alpha1"]),
+            Self::Route(RouteKind::Http) | Self::ReferenceGrant => (route::GATEWAY_GROUP, &["v1", "v1beta1"]),
+            Self::Route(RouteKind::Grpc) => (route::GATEWAY_GROUP, &["v1"]),
+            Self::Route(RouteKind::Tls) => (route::GATEWAY_GROUP, &["v1", "v1alpha3", "v1alpha2"]),
+            Self::Route(RouteKind::Tcp) => (route::GATEWAY_GROUP, &["v1", "v1alpha2"]),
         }
     }
 
@@ -136,6 +154,9 @@ pub(super) enum Object {
     Authorization(Vec<Arc<Policy>>),
     Peer(Arc<PeerPolicy>),
     CaptureState(Arc<CaptureState>),
+    Route(Arc<Route>),
+    /// Read only to name its mistakes.
+    ReferenceGrant,
 }
 
 impl Object {
@@ -169,20 +190,25 @@ pub(super) enum Reading {
 pub(super) fn read(value: &Value, repeated: &[String]) -> Reading {
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let (group, _version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let Some(kind) = Kind::ALL.into_iter().find(|known| known.as_str() == kind) else {
         return read_unknown(group, api_version, kind);
     };
-    let own_group = kind.api_version().rsplit_once('/').map_or("", |(group, _)| group);
+    let (own_group, versions) = kind.api();
     // An enforcement object that forgot its group or version is ours rather than nobody's: it must not get lost.
     let is_ours = group == own_group || (kind.is_enforcement() && matches!(api_version, "" | GROUP));
     if !is_ours {
         return Reading::Foreign;
     }
     let key = meta::key(kind, value);
-    let mut mistakes: Vec<Mistake> = repeated.iter().map(|path| Mistake::new(path, "stands twice")).collect();
-    if api_version != kind.api_version() {
-        mistakes.push(Mistake::new("apiVersion", format!("`{api_version}` is not {}", kind.api_version())));
+    // A route loses the rule alone in which a key stands twice.
+    let of_a_rule = |path: &&String| matches!(kind, Kind::Route(_)) && path.starts_with("spec.rules[");
+    let twice = repeated.iter().filter(|path| !of_a_rule(path));
+    let mut mistakes: Vec<Mistake> = twice.map(|path| Mistake::new(path, "stands twice")).collect();
+    if group != own_group || !versions.contains(&version) {
+        let slash = if own_group.is_empty() { "" } else { "/" };
+        let reason = format!("`{api_version}` is not {own_group}{slash}{}", versions.join(" or "));
+        mistakes.push(Mistake::new("apiVersion", reason));
     }
     if !kind.is_enforcement() {
         if key.name.is_empty() {
@@ -192,13 +218,19 @@ pub(super) fn read(value: &Value, repeated: &[String]) -> Reading {
             return Reading::Unusable(Some(key), mistakes);
         }
     }
-    match read_object(kind, value, &key, &mut mistakes) {
+    match read_object(kind, value, repeated, &key, &mut mistakes) {
         Ok(object) => Reading::Object(key, object, mistakes),
         Err(mistake) => Reading::Unusable(Some(key), vec![mistake]),
     }
 }
 
-fn read_object(kind: Kind, value: &Value, key: &Key, mistakes: &mut Vec<Mistake>) -> Result<Object, Mistake> {
+fn read_object(
+    kind: Kind,
+    value: &Value,
+    repeated: &[String],
+    key: &Key,
+    mistakes: &mut Vec<Mistake>,
+) -> Result<Object, Mistake> {
     Ok(match kind {
         Kind::Namespace => Object::Namespace(Arc::new(place::read_namespace(value, mistakes)?)),
         Kind::Node => Object::Node(Arc::new(place::read_node(value, mistakes)?)),
@@ -209,6 +241,8 @@ fn read_object(kind: Kind, value: &Value, key: &Key, mistakes: &mut Vec<Mistake>
         Kind::CaptureState => Object::CaptureState(Arc::new(capture_state::read(value, mistakes)?)),
         Kind::AuthorizationPolicy => Object::Authorization(authorization::read(value, key, mistakes)),
         Kind::PeerPolicy => Object::Peer(Arc::new(peer_policy::read(value, key, mistakes))),
+        Kind::Route(kind) => Object::Route(Arc::new(route::read(kind, value, repeated, mistakes)?)),
+        Kind::ReferenceGrant => grant::read(value, mistakes).map(|()| Object::ReferenceGrant)?,
     })
 }
 

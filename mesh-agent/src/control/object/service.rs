@@ -22,6 +22,8 @@ const MAX_AFFINITY_SECONDS: i32 = 86_400;
 pub(in crate::control) struct Service {
     pub(in crate::control) namespace: Arc<str>,
     pub(in crate::control) name: Arc<str>,
+    /// `type: ExternalName`: no address, no port, another name for something outside.
+    pub(in crate::control) external_name: bool,
     /// Cluster IPs; empty when headless.
     pub(in crate::control) cluster_ips: Vec<IpAddr>,
     /// External and LoadBalancer IPs (ipMode VIP).
@@ -70,6 +72,7 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Service
     Ok(Service {
         namespace: meta::namespace(&metadata),
         name: meta::name(&metadata),
+        external_name: is_name_only,
         cluster_ips: cluster_ips(&spec, mistakes),
         outer_ips: if is_name_only { Vec::new() } else { outer_ips },
         ports: if is_name_only { Vec::new() } else { ports(&spec, mistakes) },
