@@ -4,6 +4,8 @@
 //! both need `bpf-linker`. `cargo xtask setup` installs what is missing. Without them the agent still builds,
 //! says so here and at `run`, and cannot capture: so everything that needs no kernel can be checked anywhere.
 //! `MESH_EBPF_OBJECT=<file>` embeds a prepared object instead.
+//!
+//! Debug builds embed a second object, the twin (feature `twin` of `mesh-ebpf`): tests upgrade from one to the other.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +16,7 @@ use std::process::Command;
 const TARGET: &str = "bpfel-unknown-none";
 
 fn main() {
-    println!("cargo::rustc-check-cfg=cfg(mesh_ebpf)");
+    println!("cargo::rustc-check-cfg=cfg(mesh_ebpf, mesh_ebpf_twin)");
     for name in ["MESH_EBPF_OBJECT", "MESH_TOOLS_DIR", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -24,30 +26,36 @@ fn main() {
     for watched in ["mesh-ebpf/src", "mesh-ebpf/Cargo.toml", "mesh-ebpf/Cargo.lock", "mesh-common/src"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
+    let prepared = env::var_os("MESH_EBPF_OBJECT");
     let object = out.join("mesh-ebpf.o");
-    let built = match env::var_os("MESH_EBPF_OBJECT") {
-        Some(prepared) => fs::copy(&prepared, &object).map(drop).map_err(|e| format!("{}: {e}", prepared.display())),
-        None => compile(&root.join("mesh-ebpf"), &out, &object),
+    let built = match &prepared {
+        Some(prepared) => fs::copy(prepared, &object).map(drop).map_err(|e| format!("{}: {e}", prepared.display())),
+        None => compile(&root.join("mesh-ebpf"), &out, &object, &[]),
     };
     match built {
         Ok(()) => {
             println!("cargo::rustc-cfg=mesh_ebpf");
             println!("cargo::rustc-env=MESH_EBPF_OBJECT_PATH={}", object.display());
-            let bytes = fs::read(&object).expect("just written");
-            println!("cargo::rustc-env=MESH_EBPF_OBJECT_HASH={:016x}", fnv(&bytes));
         }
         Err(why) => {
-            println!("cargo::warning=built without eBPF programs: {why}; `cargo xtask setup` installs the tools")
+            println!("cargo::warning=built without eBPF programs: {why}; `cargo xtask setup` installs the tools");
+            return;
+        }
+    }
+    // A release has no programs but its own.
+    if prepared.is_none() && env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+        let twin = out.join("mesh-ebpf-twin.o");
+        match compile(&root.join("mesh-ebpf"), &out, &twin, &["--features", "twin"]) {
+            Ok(()) => {
+                println!("cargo::rustc-cfg=mesh_ebpf_twin");
+                println!("cargo::rustc-env=MESH_EBPF_TWIN_PATH={}", twin.display());
+            }
+            Err(why) => println!("cargo::warning=built without the twin that upgrades are tested with: {why}"),
         }
     }
 }
 
-/// Names the pinned maps' directory: maps of another build's layout are never reused.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-fn compile(crate_dir: &Path, out: &Path, object: &Path) -> Result<(), String> {
+fn compile(crate_dir: &Path, out: &Path, object: &Path, features: &[&str]) -> Result<(), String> {
     let linker_dir = linker_dir()?;
     let rustc = compiler()?;
     let mut path = OsString::from(linker_dir);
@@ -72,7 +80,8 @@ fn compile(crate_dir: &Path, out: &Path, object: &Path) -> Result<(), String> {
         .env("RUSTC_BOOTSTRAP", "1")
         // Socket storage exists as BTF maps only, and BTF comes from debug information.
         .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
-        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET]);
+        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+        .args(features);
     match rustc {
         Compiler::Nightly => command.env("RUSTUP_TOOLCHAIN", "nightly"),
         Compiler::Debian => command.env("RUSTC", "/usr/bin/rustc"),

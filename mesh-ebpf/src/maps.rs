@@ -51,6 +51,11 @@ pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT, 0);
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENT_BYTES, 0);
 
+/// Shows that the programs of the twin run: one count for all their ways out.
+#[cfg(feature = "twin")]
+#[map(name = "twin")]
+pub static TWIN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// What the client's socket was connected to.
 #[btf_map]
 pub static ASKED: SkStorage<Asked> = SkStorage::new();
@@ -101,6 +106,11 @@ impl<T> Storage<T> for SkStorage<T> {
 pub fn count(counter: Counter) {
     if let Some(slot) = STATS.get_ptr_mut(counter as u32) {
         // SAFETY: a per-CPU slot, and the program is not preempted by itself.
+        unsafe { *slot += 1 };
+    }
+    #[cfg(feature = "twin")]
+    if let Some(slot) = TWIN.get_ptr_mut(0) {
+        // SAFETY: as above.
         unsafe { *slot += 1 };
     }
 }

@@ -105,6 +105,7 @@ impl Duties {
     /// Puts the listeners back and does again whatever was given up.
     pub(super) async fn take_back(&mut self) -> Result<()> {
         self.order(Order::Resume).await?;
+        self.kernel.remove_other_maps();
         self.read_events()?;
         self.serve_status()?;
         if !self.serve_metrics().await? {

@@ -4,6 +4,7 @@
 mod duties;
 mod explain;
 mod handover;
+mod inherited;
 mod kernel_events;
 mod metrics;
 mod pods;
@@ -23,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{Condition, Readiness};
 use crate::balance::Balancer;
-use crate::capture::{Kernel, KernelConfig, uninstall as uninstall_instance};
+use crate::capture::{Half, Kernel, KernelConfig, uninstall as uninstall_instance};
 use crate::config::{Ca, Config, Source};
 use crate::control::{self, DirConfig, publish_captured};
 use crate::identity::{
@@ -72,6 +73,7 @@ fn kernel_config(config: &Config) -> KernelConfig {
         cgroup: config.cgroup.clone(),
         bpffs: config.bpffs.clone(),
         deny_errno: config.deny_errno,
+        half: config.half,
     }
 }
 
@@ -294,5 +296,6 @@ async fn sweep(telemetry: Arc<Telemetry>, balancer: Arc<Balancer>, snapshots: Ar
 /// When its pin directory cannot be removed.
 pub fn remove_instance(instance: String, bpffs: PathBuf, cgroup: PathBuf) -> Result<()> {
     sys::remember_home_netns().context("/proc is needed")?;
-    uninstall_instance(&KernelConfig { instance, cgroup, bpffs, deny_errno: 0 }).context("uninstalling")
+    uninstall_instance(&KernelConfig { instance, cgroup, bpffs, deny_errno: 0, half: Half::Own })
+        .context("uninstalling")
 }

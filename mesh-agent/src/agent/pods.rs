@@ -52,14 +52,16 @@ pub(super) type Publish = Box<dyn Fn(&[Published]) -> Result<(), ControlError> +
 
 /// The pods of this node and how far each has come.
 pub(super) struct Pods {
-    parts: Parts,
-    stages: HashMap<WorkloadUid, (Arc<Workload>, Stage)>,
+    pub(super) parts: Parts,
+    pub(super) stages: HashMap<WorkloadUid, (Arc<Workload>, Stage)>,
     /// Published by an earlier agent of this node; kept until this one has enrolled the pod or failed to.
     inherited: BTreeMap<WorkloadUid, Published>,
     published: Option<BTreeMap<WorkloadUid, Published>>,
     /// Pods that this agent has seen outside the mesh: others may be talking to them.
     seen_outside: HashSet<WorkloadUid>,
-    reaped: bool,
+    /// How often the maps have been written.
+    pub(super) fillings: u32,
+    pub(super) reaped: bool,
 }
 
 impl Pods {
@@ -70,6 +72,7 @@ impl Pods {
             inherited: BTreeMap::new(),
             published: None,
             seen_outside: HashSet::new(),
+            fillings: 0,
             reaped: false,
         }
     }
@@ -92,15 +95,14 @@ impl Pods {
             sys::give_memory_back();
         }
         self.advance(now);
-        if let Err(error) = self.parts.kernel.sync(snapshot) {
+        let synced = self.parts.kernel.sync(snapshot);
+        if let Err(error) = &synced {
             tracing::error!(%error, "the kernel's maps could not be brought up to date");
         }
+        self.come_into_force(snapshot, synced.is_ok());
         self.publish();
         self.judge_again(snapshot);
-        if !self.reaped {
-            self.parts.kernel.reap(wanted.values().map(|workload| &**workload));
-            self.reaped = true;
-        }
+        self.reap(&wanted);
         self.next_look()
     }
 
@@ -204,7 +206,11 @@ impl Pods {
         for uid in leavers {
             let Some((workload, stage)) = self.stages.remove(&uid) else { continue };
             let next = match stage {
-                Stage::Failed { .. } => continue,
+                Stage::Failed { .. } => {
+                    // What an earlier agent had put there goes with it.
+                    self.reaped = false;
+                    continue;
+                }
                 Stage::Joining(member) | Stage::Captured(member) => {
                     tracing::info!(pod = %workload.display_name(), "leaving the mesh");
                     if let Err(error) = self.parts.kernel.set_captures(&member.pod, false) {
@@ -288,7 +294,8 @@ impl Pods {
         if self.stages.is_empty() && self.published.is_none() {
             return;
         }
-        if self.published.as_ref() == Some(&now) {
+        // While an earlier agent's programs decide, what that one has published holds.
+        if self.published.as_ref() == Some(&now) || !self.parts.kernel.in_force() {
             return;
         }
         let list: Vec<Published> = now.values().cloned().collect();
@@ -319,7 +326,8 @@ impl Pods {
         let stages = self.stages.values().filter_map(|(_, stage)| when(stage));
         // What could not be written is tried again at the same pace.
         let sync = self.parts.kernel.next_sync().map(|due| due.max(Instant::now() + POLL));
-        stages.chain(sync).min()
+        let force = (!self.parts.kernel.in_force()).then(|| Instant::now() + POLL);
+        stages.chain(sync).chain(force).min()
     }
 
     /// Where every pod stands.
@@ -332,7 +340,7 @@ impl Pods {
         let waits = |uid: &WorkloadUid| {
             matches!(self.stages.get(uid), Some((_, Stage::Joining(_)))) && self.inherited.contains_key(uid)
         };
-        !self.stages.keys().any(waits)
+        self.in_force() && !self.stages.keys().any(waits)
     }
 
     /// Puts everything back as this agent had it, after another one has begun to take over and failed.

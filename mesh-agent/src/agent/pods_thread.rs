@@ -84,7 +84,9 @@ impl PodsThread {
         let report = pods.report();
         let joining: Vec<String> =
             report.iter().filter(|pod| pod.stage == "joining").map(|pod| pod.workload.display_name()).collect();
-        if joining.is_empty() {
+        if !pods.in_force() {
+            self.ready.lacks(Condition::Pods, "an earlier agent's programs are still in force".to_owned());
+        } else if joining.is_empty() {
             self.ready.holds(Condition::Pods);
         } else {
             self.ready.lacks(Condition::Pods, format!("joining: {}", joining.join(", ")));

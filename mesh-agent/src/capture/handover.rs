@@ -1,7 +1,8 @@
 //! Two agents of one instance: whose listeners a pod's connections go to.
 //!
 //! Both listen inside each pod (`SO_REUSEPORT`), and `sk_lookup` steers to exactly the socket in the map, so that one
-//! map update hands a listener over: connections before it are queued at the old one, which still accepts.
+//! map update hands a listener over: connections before it are queued at the old one, which still accepts. That map is
+//! among those which both agents have (`object`), so it does not matter whose programs are in force.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -85,7 +86,6 @@ impl Kernel {
             keep(self.install_lookup(&pod.netns));
         }
         keep(self.attach());
-        self.lock_maps().read_again();
         first_error
     }
 

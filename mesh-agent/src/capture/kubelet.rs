@@ -4,19 +4,28 @@
 //! of the node and nothing else about a process counts.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, SockOps};
+use aya::programs::SockOps;
 
 use super::error::CaptureError;
-use super::kernel::{Kernel, load, program};
+use super::hooks;
+use super::kernel::Kernel;
 use super::links;
 use super::netns::{cgroup_of, cgroup_path, is_below};
 
-const PROGRAM: &str = "mesh_kubelet";
+pub(super) const PROGRAM: &str = "mesh_kubelet";
+
+/// Where the program of the cgroup with this inode is pinned, in the directory of links.
+fn pin_name(inode: u64) -> String {
+    format!("{PROGRAM}-{inode}")
+}
+
+/// Whether this is the name of such a pin.
+pub(super) fn is_pin(name: &str) -> bool {
+    name.strip_prefix(PROGRAM).is_some_and(|rest| rest.starts_with('-'))
+}
 
 /// How the kubelet is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +50,9 @@ impl Kernel {
             return Ok(None);
         };
         let Ok(inode) = fs::metadata(&cgroup).map(|metadata| metadata.ino()) else { return Ok(None) };
-        let pin = self.config.links().join(format!("{PROGRAM}-{inode}"));
-        if self.followed.lock().is_ok_and(|followed| *followed == Some(inode)) {
+        let pin = self.config.links().join(pin_name(inode));
+        // An earlier agent's programs prove probes to the pods that it knew, until this one's are in force.
+        if !self.in_force() || self.followed.lock().is_ok_and(|followed| *followed == Some(inode)) {
             return Ok(Some(cgroup));
         }
         self.refuse_ancestor(&cgroup)?;
@@ -66,22 +76,14 @@ impl Kernel {
     }
 
     fn attach_kubelet(&self, cgroup: &Path, pin: &Path) -> Result<(), CaptureError> {
-        let fail = |error: &dyn std::error::Error| CaptureError::kernel(PROGRAM, error);
-        let folder = File::open(cgroup).map_err(|e| fail(&e))?;
-        let mut ebpf = load(&self.config, None)?;
-        let program: &mut SockOps = program(&mut ebpf, PROGRAM)?;
-        program.load().map_err(|e| fail(&e))?;
-        let fd = program.fd().map_err(|e| fail(&e))?.try_clone().map_err(|e| fail(&e))?;
-        links::install(PROGRAM, pin, fd.as_fd(), || {
-            let attached = program.attach(folder, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
-            FdLink::try_from(attached.map_err(|e| fail(&e))?).map_err(|e| fail(&e))
-        })
+        let folder = File::open(cgroup).map_err(|e| CaptureError::kernel(PROGRAM, &e))?;
+        let mut ebpf = self.object.load(None)?;
+        hooks::install(hooks::load::<SockOps>(&mut ebpf, PROGRAM)?, PROGRAM, pin, &folder)
     }
 
     fn forget_kubelets(&self, keep: &Path) {
         for entry in fs::read_dir(self.config.links()).into_iter().flatten().filter_map(Result::ok) {
-            let ours = entry.file_name().to_string_lossy().starts_with(&format!("{PROGRAM}-"));
-            if ours && entry.path() != keep {
+            if is_pin(&entry.file_name().to_string_lossy()) && entry.path() != keep {
                 let _ = links::remove(&entry.path());
             }
         }

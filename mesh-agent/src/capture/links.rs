@@ -33,6 +33,18 @@ pub(super) fn install(
     link.pin(pin).map(drop).map_err(|e| CaptureError::kernel(what, &e))
 }
 
+/// Whether anything is pinned there.
+pub(super) fn any(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Gives the link pinned at `pin` another program, if what it is attached to is still there.
+pub(super) fn update(pin: &Path, program: BorrowedFd<'_>) {
+    if let Err(error) = sys::bpf_obj_get(pin).and_then(|link| sys::bpf_link_update(link.as_fd(), program)) {
+        tracing::debug!(pin = %pin.display(), %error, "a link was not updated");
+    }
+}
+
 /// Detaches and unpins, in this order: when it returns, no connection sees the program any more. Nothing there is
 /// no error.
 pub(super) fn remove(pin: &Path) -> io::Result<()> {

@@ -7,7 +7,9 @@
 mod digest;
 mod error;
 mod events;
+mod force;
 mod handover;
+mod hooks;
 mod inspect;
 mod kernel;
 mod kubelet;
@@ -15,6 +17,7 @@ mod linger;
 mod links;
 mod netlink;
 mod netns;
+mod object;
 mod pod;
 mod pod_entries;
 pub mod probe;
@@ -29,8 +32,9 @@ mod uninstall;
 
 pub use error::{CaptureError, NotCaptured};
 pub use events::{Closed, EventReader, KernelEvent, Refusal};
-pub use kernel::{Kernel, KernelConfig};
+pub use kernel::Kernel;
 pub use kubelet::Kubelet;
+pub use object::{Half, KernelConfig};
 pub use pod::{EnrolledPod, PodSockets};
 pub use sockets::DirectConnection;
 pub use sweep::{LiveNative, Sweep, Traffic};

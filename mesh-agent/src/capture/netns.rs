@@ -61,9 +61,9 @@ impl Netns {
         Ok(Self { file, cookie, inode })
     }
 
-    /// The cookie of a workload's namespace, without any of the checks.
-    pub(super) fn cookie_of(workload: &Workload) -> Option<u64> {
-        Self::open(workload.netns.as_deref()?).ok().map(|netns| netns.cookie)
+    /// The namespace that a workload names, without any of the checks.
+    pub(super) fn named_by(workload: &Workload) -> Option<Self> {
+        Self::open(workload.netns.as_deref()?).ok()
     }
 
     /// Runs `f` inside; see [`sys::within_netns`].

@@ -72,7 +72,7 @@ impl Kernel {
     /// Blocks for some milliseconds: not for an async thread.
     ///
     /// # Errors
-    /// Why the pod is not captured; nothing of it remains then.
+    /// Why the pod is not captured; nothing of it remains then but what an earlier agent had put there.
     pub fn enrol(
         &self,
         workload: &Workload,
@@ -95,10 +95,15 @@ impl Kernel {
             lenient: AtomicBool::new(lenient),
             kept: KeptListeners::default(),
         });
-        let installed = self.install_pod(&pod, workload, snapshot, &sockets);
-        if let Err(error) = installed {
-            self.remove_pod(&pod);
-            let _ = pod.netns.within(routes::remove);
+        // A pod that an earlier agent served keeps capturing while this one takes over.
+        let inherited = self.lookup_pin(pod.netns.cookie).exists();
+        pod.captures.store(inherited && workload.captured.is_some(), Ordering::Relaxed);
+        if let Err(error) = self.install_pod(&pod, workload, snapshot, &sockets) {
+            // What protects it already stays: see `guard`.
+            if !inherited {
+                self.remove_pod(&pod);
+                let _ = pod.netns.within(routes::remove);
+            }
             return Err(error.into());
         }
         self.enrolments.lock().insert(Arc::clone(&pod.uid), Arc::clone(&pod));
@@ -115,15 +120,13 @@ impl Kernel {
     ) -> Result<(), CaptureError> {
         {
             let mut maps = self.lock_maps();
-            // A pod that a killed agent served keeps capturing while this one takes over.
-            let served = maps.pods.get(pod.netns.cookie).is_some_and(|old| sync::captures(&old));
-            pod.captures.store(served, Ordering::Relaxed);
+            // First: an earlier agent's programs see that somebody listens, and send connections here.
+            pod.steer_to(sockets, &mut maps)?;
             if let Err(error) = rules::sync(&mut maps, snapshot) {
                 tracing::error!(%error, "pods with rules that could not be written refuse every connection");
             }
             let policy = rules::name(&maps, snapshot, workload);
-            sync::write_pod(&mut maps, pod, workload, policy)?;
-            pod.steer_to(sockets, &mut maps)?;
+            sync::write_pod(&mut maps, pod.entry(), workload, policy)?;
         }
         self.install_lookup(&pod.netns)
     }
@@ -138,6 +141,7 @@ impl Kernel {
 
     fn remove_pod(&self, pod: &EnrolledPod) {
         pod.kept.let_go();
+        self.unstage(pod.netns.cookie);
         // The hook goes first: it drops whatever has no entry in the map.
         if let Err(error) = links::remove(&self.lookup_pin(pod.netns.cookie)) {
             tracing::error!(uid = %pod.uid, %error, "the pod's sk_lookup link could not be unpinned");

@@ -3,7 +3,7 @@
 //! A pod's entry in `pods` is one word that names its facts, and facts are written before anybody can find them and
 //! never changed while somebody may: a change takes new ones and switches the word.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData};
 use mesh_common::limits::POD_FACTS;
@@ -25,19 +25,10 @@ pub(super) struct PodEntries {
 }
 
 impl PodEntries {
+    /// Of maps that are empty.
     pub(super) fn new(pods: BpfHashMap<MapData, u64, Reference>, facts: Array<MapData, PodValue>) -> Self {
-        let mut entries = Self { pods, facts, in_use: HashMap::new(), free: VecDeque::new(), quiet: 0 };
-        entries.read_again();
-        entries
-    }
-
-    /// Looks at what another agent has written.
-    pub(super) fn read_again(&mut self) {
-        let pods = self.pods.iter().filter_map(Result::ok);
-        self.in_use = pods.filter_map(|(cookie, word)| Some((cookie, word.open(&cookie)?))).collect();
-        let used: HashSet<u32> = self.in_use.values().copied().collect();
-        self.free = (0..POD_FACTS).filter(|number| !used.contains(number)).collect();
-        self.quiet = 0;
+        let free: VecDeque<u32> = (0..POD_FACTS).collect();
+        Self { pods, facts, in_use: HashMap::new(), quiet: free.len(), free }
     }
 
     /// What the programs know of the pod.

@@ -13,15 +13,15 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
 use super::error::CaptureError;
-use super::kernel::OBJECT;
 use super::netlink::request;
+use super::object::Half;
 use super::sockets;
 use crate::sys;
 
 /// Whether the eBPF programs are in this binary.
 #[must_use]
 pub fn has_programs() -> bool {
-    !OBJECT.is_empty()
+    !Half::Own.object().is_empty()
 }
 
 /// Whether the kernel half can be attached here. Changes nothing.
@@ -44,7 +44,7 @@ pub fn load_programs() -> Result<(), CaptureError> {
     if !has_programs() {
         return Err(CaptureError::NotBuilt);
     }
-    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|e| CaptureError::kernel("the object", &e))?;
+    let mut ebpf = EbpfLoader::new().load(Half::Own.object()).map_err(|e| CaptureError::kernel("the object", &e))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),

@@ -10,7 +10,7 @@ use mesh_common::key::{FlowKey, OrigKey};
 use mesh_common::value::{FLOW_NATIVE, FlowValue, OrigDst};
 
 use super::error::CaptureError;
-use super::kernel::take;
+use super::object::take;
 use super::sweep::flow_key;
 use crate::model::workload::WorkloadUid;
 

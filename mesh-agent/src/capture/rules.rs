@@ -42,15 +42,6 @@ struct Entries {
 }
 
 impl Written {
-    /// What an earlier agent left.
-    pub(super) fn of(keys: impl Iterator<Item = PolicyKey>) -> Self {
-        let mut written = Self::default();
-        for key in keys {
-            written.pairs.entry((key.policy, key.identity)).or_default().ports.push(key.port);
-        }
-        written
-    }
-
     /// When the first of the entries that no pod refers to any more may go.
     pub(super) fn due(&self) -> Option<Instant> {
         self.pairs.values().filter_map(|entries| entries.unwanted.due()).min()

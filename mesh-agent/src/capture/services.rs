@@ -38,35 +38,6 @@ struct Entry {
 }
 
 impl Written {
-    /// What an earlier agent left.
-    pub(super) fn of(
-        services: impl Iterator<Item = (ServiceKey, Reference)>,
-        facts: impl Iterator<Item = (u32, ServiceValue)>,
-        endpoints: impl Iterator<Item = (EndpointKey, EndpointValue)>,
-    ) -> Self {
-        let mut lists: HashMap<u32, Vec<(u32, EndpointValue)>> = HashMap::new();
-        for (key, value) in endpoints {
-            lists.entry(key.list).or_default().push((key.slot, value));
-        }
-        // A list without facts: whoever wrote it was killed in between.
-        let mut numbers: HashMap<u32, Option<ServiceValue>> = lists.keys().map(|number| (*number, None)).collect();
-        numbers.extend(facts.map(|(number, facts)| (number, Some(facts))));
-        let mut written = Self { last: numbers.keys().copied().max().unwrap_or(0), ..Self::default() };
-        for (number, facts) in numbers {
-            let mut slots = lists.remove(&number).unwrap_or_default();
-            slots.sort_unstable_by_key(|(slot, _)| *slot);
-            // Found again by its content; what has none, or is there twice, keeps its number, which nothing wanted has.
-            let facts = ServiceValue { list: 0, ..facts.unwrap_or(balance::kernel::NOTHING) };
-            let mut known = (facts, slots.into_iter().map(|(_, value)| value).collect());
-            if written.known.contains_key(&known) || facts == balance::kernel::NOTHING {
-                known.0.list = number;
-            }
-            written.known.insert(known, Entry { number, unwanted: Unwanted::default() });
-        }
-        written.services = services.filter_map(|(key, word)| Some((key, word.open(&key)?))).collect();
-        written
-    }
-
     /// When the first of the facts that no service names any more may go.
     pub(super) fn due(&self) -> Option<Instant> {
         self.known.values().filter_map(|entry| entry.unwanted.due()).min()

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aya::maps::lpm_trie::Key;
@@ -31,18 +31,22 @@ pub(super) struct Mirror {
     cidrs: HashSet<(u32, CidrKey)>,
 }
 
-impl Mirror {
-    /// Reads what an earlier agent left.
-    pub(super) fn of(maps: &Maps) -> Self {
-        Self {
-            mesh_ips: maps.mesh_ips.iter().filter_map(Result::ok).collect(),
-            port_rules: maps.port_rules.iter().filter_map(Result::ok).collect(),
-            cidrs: maps
-                .excluded_cidrs
-                .keys()
-                .filter_map(Result::ok)
-                .map(|key| (key.prefix_len(), key.data()))
-                .collect(),
+/// What is written of a pod besides what it is told.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) cookie: u64,
+    /// Its outbound connections go to the agent.
+    pub(super) captures: bool,
+    /// It takes plaintext although it is strict.
+    pub(super) lenient: bool,
+}
+
+impl EnrolledPod {
+    pub(super) fn entry(&self) -> Entry {
+        Entry {
+            cookie: self.netns.cookie,
+            captures: self.captures.load(Ordering::Relaxed),
+            lenient: self.lenient.load(Ordering::Relaxed),
         }
     }
 }
@@ -74,7 +78,7 @@ impl Kernel {
         for pod in pods {
             if let Some(workload) = snapshot.workload(pod.uid()) {
                 let policy = rules::name(&maps, snapshot, workload);
-                keep(write_pod(&mut maps, &pod, workload, policy));
+                keep(write_pod(&mut maps, pod.entry(), workload, policy));
             }
         }
         keep(sync_mesh_ips(&mut maps, snapshot, &cookies));
@@ -88,37 +92,51 @@ impl Kernel {
         maps.rules.due().into_iter().chain(maps.services_written.due()).min()
     }
 
+    /// Keeps under its rules a pod that an earlier agent had captured and this one cannot enrol: to be called before
+    /// [`Kernel::come_into_force`], and whenever the snapshot has changed. Nobody listens there, so that what is not
+    /// decided by the kernel alone is refused, or passes without the mesh where the pod may do without. Other pods are
+    /// left alone.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn guard(&self, workload: &Workload, snapshot: &Snapshot) -> Result<(), CaptureError> {
+        let Some(netns) = Netns::named_by(workload).filter(|netns| self.lookup_pin(netns.cookie).exists()) else {
+            return Ok(());
+        };
+        {
+            let mut maps = self.lock_maps();
+            let policy = rules::name(&maps, snapshot, workload);
+            let entry = Entry { cookie: netns.cookie, captures: workload.captured.is_some(), lenient: false };
+            write_pod(&mut maps, entry, workload, policy)?;
+        }
+        if self.in_force() { Ok(()) } else { self.install_lookup(&Arc::new(netns)) }
+    }
+
     /// Removes what an earlier agent left of pods that are not in the mesh any more. `known` are the node's
     /// opted-in pods: also those that could not be enrolled now keep what protects them.
     pub fn reap<'a>(&self, known: impl Iterator<Item = &'a Workload>) {
-        let keep: HashSet<u64> = known.filter_map(Netns::cookie_of).collect();
+        let keep: HashSet<u64> = known.filter_map(Netns::named_by).map(|netns| netns.cookie).collect();
         for cookie in pinned_cookies(&self.config).filter(|cookie| !keep.contains(cookie)) {
             tracing::info!(netns_cookie = cookie, "removing the hook of a pod that left while no agent ran");
+            self.unstage(cookie);
             let _ = links::remove(&self.lookup_pin(cookie));
             remove_cookie(&mut self.lock_maps(), cookie);
         }
     }
 }
 
-/// Whether the entry sends outbound connections to the agent.
-pub(super) fn captures(pod: &PodValue) -> bool {
-    pod.flags & POD_CAPTURES != 0
-}
-
 /// Writes a pod's entry and its port and CIDR rules: rules first, so that no entry is without them.
 pub(super) fn write_pod(
     maps: &mut Maps,
-    pod: &EnrolledPod,
+    Entry { cookie, captures, lenient }: Entry,
     workload: &Workload,
     policy: Digest,
 ) -> Result<(), CaptureError> {
-    let cookie = pod.netns.cookie;
-    let lenient = pod.lenient.load(Ordering::Relaxed);
     let rules = port_rules(cookie, workload, lenient);
     let cidrs = cidr_rules(cookie, workload);
     sync_port_rules(maps, cookie, &rules)?;
     sync_cidrs(maps, cookie, &cidrs)?;
-    let flags = facts::flags(workload, pod.captures.load(Ordering::Relaxed), lenient, policy != NO_POLICY);
+    let flags = facts::flags(workload, captures, lenient, policy != NO_POLICY);
     let [ip4, ip6] = facts::own_ips(workload);
     let identity = digest::of_identity(&workload.identity);
     let value = PodValue { ip4, ip6, identity, policy, flags, pad: 0 };

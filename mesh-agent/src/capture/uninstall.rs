@@ -6,19 +6,25 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::kernel::{KernelConfig, OWN_CGROUP};
+use super::kernel::{Kernel, OWN_CGROUP};
 use super::netns::cookie;
+use super::object::{KernelConfig, MAPS_PREFIX, RECORDS_PREFIX};
 use super::{links, routes};
 use crate::sys;
 
-/// Maps of another kernel half: nobody but links that are updated by now referred to them.
-pub(super) fn remove_other_maps(config: &KernelConfig) {
-    let keep = config.maps();
-    let Ok(entries) = fs::read_dir(config.root()) else { return };
-    for dir in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        let is_maps = dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps-"));
-        if is_maps && dir != keep {
-            tracing::info!(dir = %dir.display(), "removing the maps of another version");
+impl Kernel {
+    /// Removes the maps of other agents: when no other one runs that would need them, and this one is in force.
+    pub fn remove_other_maps(&self) {
+        remove_maps(&self.config, &[&self.object.records, &self.object.maps]);
+    }
+}
+
+fn remove_maps(config: &KernelConfig, keep: &[&Path]) {
+    for entry in fs::read_dir(config.root()).into_iter().flatten().filter_map(Result::ok) {
+        let (dir, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let is_maps = [MAPS_PREFIX, RECORDS_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+        if is_maps && !keep.contains(&dir.as_path()) {
+            tracing::info!(dir = %dir.display(), "removing the maps of another agent");
             remove_dir(&dir);
         }
     }
@@ -48,8 +54,7 @@ pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
         }
         remove_dir(&dir);
     }
-    remove_dir(&config.maps());
-    remove_other_maps(config);
+    remove_maps(config, &[]);
     for netns in named_netns().iter().filter(|netns| cookie(netns).is_ok_and(|cookie| cookies.contains(&cookie))) {
         let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::capture::Kubelet;
+use crate::capture::{Half, Kubelet};
 
 /// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
 #[derive(Clone, Debug, clap::Args)]
@@ -62,6 +62,11 @@ pub struct RunArgs {
     /// Leave the node as found on SIGTERM: without it, hooks and maps stay for the next agent.
     #[arg(long, env = "MESH_UNINSTALL_ON_EXIT")]
     uninstall_on_exit: bool,
+    /// Which programs to load: the agent's `own`, those of its `twin`, or the twin's as a `stranger` to all records.
+    /// Exists in debug builds alone: upgrades are tested with it.
+    #[cfg(mesh_ebpf_twin)]
+    #[arg(long, hide = true, default_value = "own", value_parser = parse_half)]
+    kernel_half: Half,
 }
 
 /// What `mesh-agent run` does, checked.
@@ -97,6 +102,8 @@ pub struct Config {
     pub grace: Duration,
     /// Leave the node as found on SIGTERM.
     pub uninstall_on_exit: bool,
+    /// Which programs to load.
+    pub half: Half,
 }
 
 /// Where the objects come from.
@@ -195,6 +202,10 @@ impl RunArgs {
             log_format,
             grace: Duration::from_secs(grace),
             uninstall_on_exit: self.uninstall_on_exit,
+            #[cfg(mesh_ebpf_twin)]
+            half: self.kernel_half,
+            #[cfg(not(mesh_ebpf_twin))]
+            half: Half::Own,
         })
     }
 }
@@ -231,6 +242,16 @@ fn parse_kubelet(value: Option<&str>) -> Result<Option<Kubelet>, String> {
             _ => Err(format!("--kubelet `{value}`: {port} is not a port (1-65535)")),
         },
         _ => Err(format!("--kubelet `{value}`: expected port:N or cgroup:DIR with an absolute path")),
+    }
+}
+
+#[cfg(mesh_ebpf_twin)]
+fn parse_half(text: &str) -> Result<Half, String> {
+    match text {
+        "own" => Ok(Half::Own),
+        "twin" => Ok(Half::Twin),
+        "stranger" => Ok(Half::Stranger),
+        _ => Err("own, twin or stranger".to_owned()),
     }
 }
 

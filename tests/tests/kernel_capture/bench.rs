@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_agent::capture::{EnrolledPod, Kernel, KernelConfig, PodSockets, uninstall};
+use mesh_agent::capture::{EnrolledPod, Half, Kernel, KernelConfig, PodSockets, uninstall};
 use mesh_agent::model::addr::EndpointAddr;
 use mesh_agent::model::identity::Identity;
 use mesh_agent::model::policy::Policy;
@@ -45,6 +45,7 @@ impl Bench {
             cgroup: node.cgroup().to_owned(),
             bpffs: node.bpffs().to_owned(),
             deny_errno: nix::libc::ECONNREFUSED,
+            half: Half::Own,
         };
         let kernel = Kernel::start(config.clone())?;
         Ok(Self {

@@ -68,11 +68,10 @@ pub fn counts<const N: usize>(bench: &Bench, counters: [Counter; N]) -> [u64; N]
 
 /// A pinned map, to look into or to tamper with.
 pub fn map<K: aya::Pod, V: aya::Pod>(bench: &Bench, name: &str) -> Result<BpfHashMap<MapData, K, V>> {
-    let folder = std::fs::read_dir(bench.pins())?
-        .filter_map(Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("maps-"))
-        .context("no maps are pinned")?;
-    Ok(BpfHashMap::try_from(Map::from_map_data(MapData::from_pin(folder.path().join(name))?)?)?)
+    let folders = std::fs::read_dir(bench.pins())?.filter_map(Result::ok).map(|entry| entry.path());
+    let pin = folders.map(|folder| folder.join(name)).find(|pin| pin.exists());
+    let pin = pin.with_context(|| format!("no map {name} is pinned"))?;
+    Ok(BpfHashMap::try_from(Map::from_map_data(MapData::from_pin(pin)?)?)?)
 }
 
 /// Every pod's count of records.

@@ -22,7 +22,7 @@ const METRICS_WITHIN: Duration = Duration::from_secs(10);
 pub(in crate::agent) struct Charge {
     mandate: Option<Mandate>,
     /// Told when every pod that an earlier agent had captured is served by this one.
-    standing: oneshot::Receiver<()>,
+    standing: Option<oneshot::Receiver<()>>,
     duties: Option<Duties>,
     succeeded: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
@@ -36,7 +36,7 @@ impl Charge {
         duties: Duties,
         succeeded: oneshot::Sender<()>,
     ) -> Self {
-        Self { mandate, standing, duties: Some(duties), succeeded: Some(succeeded), serving: None }
+        Self { mandate, standing: Some(standing), duties: Some(duties), succeeded: Some(succeeded), serving: None }
     }
 
     /// Comes into charge and stays there; ends only by an error. May be dropped at any time.
@@ -71,7 +71,9 @@ impl Charge {
             tracing::info!("the other agent has closed its listeners");
             self.mandate = None;
         }
-        let _ = kernel;
+        stands(&mut self.standing).await;
+        // Nobody else needs them any more.
+        kernel.remove_other_maps();
         pending().await
     }
 
@@ -80,8 +82,7 @@ impl Charge {
         let Some(mandate) = &mut self.mandate else { return Ok(()) };
         let end = tokio::select! {
             biased;
-            // Its sender is gone when the thread that cares for the pods is: then the agent is ending.
-            Ok(()) = &mut self.standing => None,
+            () = stands(&mut self.standing) => None,
             end = mandate.over() => Some(end),
         };
         match end {
@@ -105,6 +106,17 @@ impl Charge {
         if let Some(mandate) = self.mandate {
             mandate.give_back().await;
         }
+    }
+}
+
+/// Waits until every pod is served from here.
+async fn stands(standing: &mut Option<oneshot::Receiver<()>>) {
+    if let Some(told) = standing {
+        if told.await.is_err() {
+            // The thread that cares for the pods has ended: the agent is ending.
+            return pending().await;
+        }
+        *standing = None;
     }
 }
 

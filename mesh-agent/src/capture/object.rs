@@ -1,0 +1,185 @@
+//! The object with the programs and maps, and where an instance's maps are pinned.
+//!
+//! ```text
+//! <bpffs>/<instance>/records-<layout>/<map>   connections under way and live ones, and who listens: go from agent to
+//!                                             agent, and are the same to all whose records have this layout
+//!                    maps-<number>/<map>      what one agent was told and has written: each begins with empty ones
+//!                    links/<program>          cgroup links, updated in place
+//!                    pods/<netns cookie>      sk_lookup links, one for each enrolled pod
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData, MapError};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::layout;
+
+use super::error::CaptureError;
+
+#[cfg(mesh_ebpf)]
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT_PATH"));
+#[cfg(not(mesh_ebpf))]
+static OBJECT: &[u8] = &[];
+#[cfg(mesh_ebpf_twin)]
+static TWIN: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_TWIN_PATH"));
+
+/// Connections, and what finds them.
+const RECORDS: [&str; 9] =
+    ["flows", "native", "orig_dsts", "shares", "listeners", "events", "ASKED", "ACCEPTED", "AGENT_SK"];
+/// What an agent writes from its snapshots, and counts.
+const MAPS: [&str; 11] = [
+    "pods",
+    "pod_facts",
+    "services",
+    "service_facts",
+    "endpoints",
+    "policy",
+    "mesh_ips",
+    "port_rules",
+    "excluded_cidrs",
+    "stats",
+    "twin",
+];
+pub(super) const MAPS_PREFIX: &str = "maps-";
+pub(super) const RECORDS_PREFIX: &str = "records-";
+
+/// Which object is the kernel half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Half {
+    /// The one that this agent was built for.
+    #[default]
+    Own,
+    /// Other programs with records of the same layout. For tests of upgrades: not in release builds.
+    #[cfg(mesh_ebpf_twin)]
+    Twin,
+    /// Other programs that leave the records of others alone, as if their layout were another. For tests of upgrades:
+    /// not in release builds.
+    #[cfg(mesh_ebpf_twin)]
+    Stranger,
+}
+
+impl Half {
+    pub(super) fn object(self) -> &'static [u8] {
+        match self {
+            Self::Own => OBJECT,
+            #[cfg(mesh_ebpf_twin)]
+            Self::Twin | Self::Stranger => TWIN,
+        }
+    }
+
+    fn layout(self) -> u64 {
+        match self {
+            Self::Own => layout::RECORDS,
+            #[cfg(mesh_ebpf_twin)]
+            Self::Twin => layout::RECORDS,
+            #[cfg(mesh_ebpf_twin)]
+            Self::Stranger => !layout::RECORDS,
+        }
+    }
+}
+
+/// Where an instance of the agent lives. Nothing of it is global: several agents share one kernel.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// Name of the instance: its directory below `bpffs`.
+    pub instance: String,
+    /// The cgroup v2 directory above every pod of the node.
+    pub cgroup: PathBuf,
+    /// A mounted bpffs.
+    pub bpffs: PathBuf,
+    /// What a connection sees that a policy refuses at `connect()`: `ECONNREFUSED`, or another errno.
+    pub deny_errno: i32,
+    /// Which object to load.
+    pub half: Half,
+}
+
+impl KernelConfig {
+    pub(super) fn root(&self) -> PathBuf {
+        self.bpffs.join(&self.instance)
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.root().join("links")
+    }
+
+    pub(super) fn pods(&self) -> PathBuf {
+        self.root().join("pods")
+    }
+}
+
+/// The object of one agent, with the directories of its maps.
+pub(super) struct Object {
+    half: Half,
+    deny_errno: i32,
+    pub(super) records: PathBuf,
+    pub(super) maps: PathBuf,
+}
+
+impl Object {
+    /// Makes the instance's directories. The maps are new, whatever an earlier agent has left: it may have been any,
+    /// and what it has written may be half of what it was told.
+    pub(super) fn place(config: &KernelConfig) -> Result<Self, CaptureError> {
+        let fail = |source| CaptureError::Bpffs { path: config.bpffs.clone(), source };
+        let records = config.root().join(format!("{RECORDS_PREFIX}{:016x}", config.half.layout()));
+        for dir in [config.root(), records.clone(), config.links(), config.pods()] {
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(fail)?,
+            }
+        }
+        let maps = next_maps(&config.root()).map_err(fail)?;
+        fs::create_dir(&maps).map_err(fail)?;
+        Ok(Self { half: config.half, deny_errno: config.deny_errno, records, maps })
+    }
+
+    /// Loads the maps; those that are pinned already are used as they are. `pod_cookie` makes the programs of one pod.
+    pub(super) fn load(&self, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureError> {
+        let mut loader = EbpfLoader::new();
+        for (names, dir) in [(&RECORDS[..], &self.records), (&MAPS[..], &self.maps)] {
+            for name in names {
+                loader.map_pin_path(name, dir.join(name));
+            }
+        }
+        let cookie = pod_cookie.unwrap_or_default();
+        loader.override_global("POD_COOKIE", &cookie, true);
+        loader.override_global("DENY_ERRNO", &self.deny_errno, true);
+        loader.load(self.half.object()).map_err(|e| CaptureError::kernel("the object", &e))
+    }
+
+    /// Another handle of one of the maps of records.
+    pub(super) fn record_map<M: TryFrom<Map, Error = MapError>>(&self, name: &'static str) -> Result<M, CaptureError> {
+        let data = MapData::from_pin(self.records.join(name)).map_err(|e| CaptureError::map(name, &e))?;
+        let map = Map::from_map_data(data).map_err(|e| CaptureError::map(name, &e))?;
+        M::try_from(map).map_err(|e| CaptureError::map(name, &e))
+    }
+}
+
+/// A directory that no agent of this instance has had, as far as one can still see.
+fn next_maps(root: &Path) -> io::Result<PathBuf> {
+    let mut last = 0;
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(MAPS_PREFIX)).and_then(|n| n.parse().ok());
+        last = last.max(number.unwrap_or(0));
+    }
+    Ok(root.join(format!("{MAPS_PREFIX}{}", u64::wrapping_add(last, 1))))
+}
+
+/// Takes a map out of a loaded object.
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CaptureError> {
+    let map = ebpf.take_map(name).ok_or_else(|| CaptureError::map(name, &io::Error::other("not in the object")))?;
+    M::try_from(map).map_err(|e| CaptureError::map(name, &e))
+}
+
+/// A program of a loaded object.
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, CaptureError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let found =
+        ebpf.program_mut(name).ok_or_else(|| CaptureError::kernel(name, &io::Error::other("not in the object")))?;
+    found.try_into().map_err(|e| CaptureError::kernel(name, &e))
+}
