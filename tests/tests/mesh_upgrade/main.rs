@@ -4,6 +4,10 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
+mod left;
+mod other_half;
+mod traffic;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -12,92 +16,34 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::agent::{Agent, READY_WITHIN};
-use mesh_tests::mesh::{Mesh, Workload, scenario};
-use mesh_tests::process::Process;
-use mesh_tests::scale;
+use mesh_tests::mesh::{Mesh, scenario};
 use mesh_tests::topology::Side;
 use mesh_tests::{programs, wait};
+use traffic::Traffic;
 
 const WITHIN: Duration = Duration::from_secs(90);
 /// Where a successor serves its metrics while its predecessor still serves its own.
 const OTHER_METRICS: &str = "127.0.0.1:15021";
-const NOT_DENIED: &str =
-    "  action: DENY\n  rules:\n  - sources:\n    - {type: ServiceAccount, serviceAccount: {name: denied}}\n";
 /// A predecessor that was succeeded ends within this: 5 s of quiet, 30 s of grace at the most, and a busy machine.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a predecessor says whose successor has failed.
 const GOES_ON: &str = "the other agent failed to take over; this one goes on";
 
-/// Clients at work: one that is served, one that a policy denies, and a stranger before a strict pod.
-struct Traffic {
-    served: Process,
-    denied: Process,
-    stranger: Process,
-    open: Process,
-    _servers: [Process; 2],
-}
+/// The agent's own programs, and others (see `--kernel-half`).
+const OWN: &str = "own";
+const TWIN: &str = "twin";
 
-impl Traffic {
-    /// Makes the pods and objects and starts the agents and the clients.
-    fn start(mesh: &mut Mesh) -> Result<Self> {
-        mesh.objects().put_namespace("plain", false)?;
-        mesh.objects().put_namespace("vault", true)?;
-        mesh.objects().put_peer_mode("vault", "Strict")?;
-        mesh.objects().put_policy("shop", "not-denied", NOT_DENIED)?;
-        let stranger = mesh.pod(Side::A, "plain/stranger")?;
-        let denied = mesh.pod(Side::A, "shop/denied")?;
-        let safe = mesh.pod(Side::B, "vault/safe")?;
-        let (client, server) = mesh.shop()?;
-        mesh.captured(&denied)?;
-        mesh.captured(&safe)?;
-        let servers = [server.sample_server("echo", 7000, &[])?, safe.sample_server("echo", 7000, &[])?];
-        let to = SocketAddr::new(server.ip(), 7000);
-        let dials = scale::pick(1600_u32, 6000);
-        let dial = |from: &Workload, to: SocketAddr, every: u32| {
-            let (every, count) = (every.to_string(), (dials * 5 / every).to_string());
-            from.ask_later("dial", to, &["--every-ms", &every, "--count", &count])
-        };
-        let chats = (dials / 4 + 100).to_string();
-        let traffic = Self {
-            open: client.ask_later("chat", to, &["--every-ms", "20", "--count", &chats])?,
-            served: dial(&client, to, 5)?,
-            denied: dial(&denied, to, 25)?,
-            stranger: dial(&stranger, SocketAddr::new(safe.ip(), 7000), 25)?,
-            _servers: servers,
-        };
-        for dialler in [&traffic.served, &traffic.denied, &traffic.stranger] {
-            let printed = || dialler.stdout().lines().count();
-            wait::until("the diallers dial", WITHIN, || wait::holds(printed() > 10, || dialler.stdout()))?;
-        }
-        Ok(traffic)
-    }
-
-    /// Waits for the clients' end; not one connection may have been lost, nor one let through.
-    fn unharmed(self) -> Result<()> {
-        let served = self.served.answer(WITHIN)?;
-        let dialled = served["ok"].as_u64().context("no count")? + served["failed"].as_u64().context("no count")?;
-        ensure!(served["failed"] == 0 && dialled >= 1600, "new connections failed: {served}");
-        let open = self.open.answer(WITHIN)?;
-        ensure!(open["failed"] == 0 && open["ok"].as_u64() > Some(400), "the open connection failed: {open}");
-        let denied = self.denied.answer(WITHIN)?;
-        ensure!(denied["ok"] == 0, "a denied client was let through: {denied}");
-        let stranger = self.stranger.answer(WITHIN)?;
-        ensure!(stranger["ok"] == 0, "a strict pod took plaintext: {stranger}");
-        Ok(())
-    }
-}
-
-/// Starts another agent of the same instance beside the one that runs; it is not ready yet.
-fn another(mesh: &Mesh, side: Side, name: &str) -> Result<Agent> {
+/// Starts another agent of the same instance, with these programs, beside the one that runs; it is not ready yet.
+fn another(mesh: &Mesh, side: Side, name: &str, half: &str) -> Result<Agent> {
     let metrics = if name == "agent-2" { OTHER_METRICS } else { "127.0.0.1:15022" };
-    let options = mesh.agent(side)?.options().clone().with("--metrics", metrics);
+    let options = mesh.agent(side)?.options().clone().with("--metrics", metrics).with("--kernel-half", half);
     Agent::start_program(mesh.node(side), options, name, &programs::agent()?)
 }
 
 /// Has the agent of one node succeeded by another; gives the one that was succeeded.
-fn succeed(mesh: &mut Mesh, side: Side, name: &str) -> Result<Agent> {
-    let mut successor = another(mesh, side, name)?;
+fn succeed(mesh: &mut Mesh, side: Side, name: &str, half: &str) -> Result<Agent> {
+    let mut successor = another(mesh, side, name, half)?;
     successor.ready(mesh.node(side), READY_WITHIN)?;
     mesh.replace_agent(side, successor).context("there was no agent")
 }
@@ -121,13 +67,15 @@ fn ends_well(predecessor: Agent, expected: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn upgrade(side: Side) -> Result<()> {
+fn upgrade(side: Side, half: &str) -> Result<()> {
     scenario(|mesh| {
         let traffic = Traffic::start(mesh)?;
-        let predecessor = succeed(mesh, side, "agent-2")?;
+        let predecessor = succeed(mesh, side, "agent-2", half)?;
         carries(mesh, side)?;
         traffic.unharmed()?;
         ends_well(predecessor, &[])?;
+        left::one_agents_pins(mesh, side)?;
+        ensure!(left::twin_runs(mesh, side)? == (half == TWIN), "the wrong programs are in force");
         let status = mesh.agent(side)?.status(mesh.node(side))?;
         ensure!(status["node"] == side.node_name(), "{status}");
         Ok(())
@@ -135,22 +83,27 @@ fn upgrade(side: Side) -> Result<()> {
 }
 
 #[test]
-fn an_upgrade_on_the_clients_node_harms_no_connection() -> Result<()> {
-    upgrade(Side::A)
+fn a_restart_beside_the_agent_that_runs_harms_no_connection() -> Result<()> {
+    upgrade(Side::A, OWN)
 }
 
 #[test]
-fn an_upgrade_on_the_servers_node_harms_no_connection() -> Result<()> {
-    upgrade(Side::B)
+fn an_upgrade_to_other_programs_on_the_clients_node_harms_no_connection() -> Result<()> {
+    upgrade(Side::A, TWIN)
+}
+
+#[test]
+fn an_upgrade_to_other_programs_on_the_servers_node_harms_no_connection() -> Result<()> {
+    upgrade(Side::B, TWIN)
 }
 
 #[test]
 fn a_successor_is_succeeded_in_its_turn() -> Result<()> {
     scenario(|mesh| {
         let traffic = Traffic::start(mesh)?;
-        let first = succeed(mesh, Side::A, "agent-2")?;
+        let first = succeed(mesh, Side::A, "agent-2", TWIN)?;
         // At once: while the first one still serves what is queued.
-        let second = succeed(mesh, Side::A, "agent-3")?;
+        let second = succeed(mesh, Side::A, "agent-3", OWN)?;
         carries(mesh, Side::A)?;
         traffic.unharmed()?;
         ends_well(first, &[])?;
@@ -168,7 +121,7 @@ fn dies(moment: &str) -> Result<()> {
         let to = SocketAddr::new(server.ip(), 7000);
         let open = client.ask_later("chat", to, &["--every-ms", "20", "--count", "300"])?;
         for side in Side::BOTH {
-            let successor = another(mesh, side, "agent-2")?;
+            let successor = another(mesh, side, "agent-2", TWIN)?;
             says(&successor, moment)?;
             successor.kill()?;
             says(mesh.agent(side)?, GOES_ON)?;
@@ -180,11 +133,12 @@ fn dies(moment: &str) -> Result<()> {
             // It writes again.
             let late = mesh.pod(side, &format!("shop/late-on-{}", side.node_name()))?;
             mesh.captured(&late)?;
+            ensure!(!left::twin_runs(mesh, side)?, "the programs of the one that failed are in force");
         }
         let open = open.answer(WITHIN)?;
         ensure!(open["failed"] == 0 && open["ok"] == 300, "the open connection failed: {open}");
         for side in Side::BOTH {
-            ends_well(succeed(mesh, side, "agent-3")?, &[GOES_ON])?;
+            ends_well(succeed(mesh, side, "agent-3", TWIN)?, &[GOES_ON])?;
         }
         Ok(())
     })
@@ -243,6 +197,11 @@ fn the_address_of_the_metrics_goes_over_with_the_node() -> Result<()> {
 #[test]
 fn a_successor_that_dies_half_way_leaves_its_predecessor_in_charge() -> Result<()> {
     dies("enrolled")
+}
+
+#[test]
+fn a_successor_that_dies_with_its_programs_in_force_leaves_its_predecessor_in_charge() -> Result<()> {
+    dies("this agent's programs are in force")
 }
 
 #[test]
