@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::explain::RequestQuestion;
+
 /// A question; each connection asks one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
@@ -21,4 +23,7 @@ pub struct ExplainRequest {
     pub destination: String,
     /// The port dialled.
     pub port: Option<u16>,
+    /// A request on it.
+    #[serde(default)]
+    pub request: Option<RequestQuestion>,
 }

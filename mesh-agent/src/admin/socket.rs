@@ -116,7 +116,7 @@ mod tests {
     async fn each_request_is_answered_over_a_socket_that_only_its_owner_may_open() {
         let dir = tempfile::tempdir().unwrap();
         tokio::spawn(serve(dir.path(), |request| serde_json::to_vec(&(request, "heard"))).unwrap());
-        let explain = ExplainRequest { source: "a/b".into(), destination: "c/d".into(), port: Some(80) };
+        let explain = ExplainRequest { source: "a/b".into(), destination: "c/d".into(), port: Some(80), request: None };
         for request in [Request::Status, Request::Explain(explain)] {
             let answer: (Request, String) = ask(dir.path(), &request).await.unwrap();
             assert_eq!(answer, (request, "heard".to_owned()));

@@ -15,6 +15,12 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// Certificates of this node's service accounts.
     pub identities: Vec<IdentityStatus>,
+    /// What is said of each route at each of its parents.
+    #[serde(default)]
+    pub routes: Vec<RouteLine>,
+    /// Whether routes are applied to traffic.
+    #[serde(default)]
+    pub routes_applied: bool,
     /// Agents that tunnels are open to or from.
     pub peers: Vec<PeerStatus>,
     /// Mistakes in configuration objects that are not mended yet.
@@ -49,6 +55,27 @@ pub struct PodStatus {
     pub mode: String,
     /// Policies that select it.
     pub policies: Vec<String>,
+}
+
+/// One route at one parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteLine {
+    /// `Kind namespace/name`.
+    pub route: String,
+    /// The parent, with its port where one is named.
+    pub parent: String,
+    /// `Accepted`: whether it holds.
+    pub accepted: bool,
+    /// Its reason.
+    pub accepted_reason: String,
+    /// `ResolvedRefs`: whether it holds.
+    pub resolved_refs: bool,
+    /// Its reason.
+    pub resolved_refs_reason: String,
+    /// `metadata.generation` that this is said of; 0 where the source has none.
+    pub observed_generation: i64,
+    /// The conditions' messages, dropped rules included; empty when there is nothing to say.
+    pub message: String,
 }
 
 /// One certificate.

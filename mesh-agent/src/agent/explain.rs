@@ -14,9 +14,9 @@ pub(super) fn source(
 ) -> impl Fn(ExplainRequest) -> Reply + Send + Sync + use<> {
     let board = Arc::clone(board);
     move |request| {
-        let ExplainRequest { source, destination, port } = request;
+        let ExplainRequest { source, destination, port, request } = request;
         let snapshot = board.snapshots.load();
-        match explain(&snapshot, &Question { source, destination, port }, &refused_ports) {
+        match explain(&snapshot, &Question { source, destination, port, request }, &refused_ports) {
             Ok((mut explanation, checks)) => {
                 explanation.kernel = ask(&board, &snapshot, &checks);
                 let name = explanation.source.pod.clone().unwrap_or_default();

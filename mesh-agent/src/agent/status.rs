@@ -6,10 +6,11 @@ use std::time::SystemTime;
 
 use super::metrics::Board;
 use super::stage::PodReport;
-use crate::admin::status::{IdentityStatus, PeerStatus, PodStatus, SnapshotStatus, Status};
+use crate::admin::status::{IdentityStatus, PeerStatus, PodStatus, RouteLine, SnapshotStatus, Status};
 use crate::config::Config;
 use crate::identity::{CertState, CertStatus};
 use crate::model::identity::Identity;
+use crate::model::route::{ParentStatus, RouteStatus};
 use crate::model::workload::PeerMode;
 use crate::proxy::Proxy;
 use crate::snapshot::Snapshot;
@@ -36,6 +37,8 @@ pub(super) fn source(
             },
             pods,
             identities: board.certificates.status().iter().map(identity).collect(),
+            routes: snapshot.route_statuses().iter().flat_map(route).collect(),
+            routes_applied: crate::route::APPLIED,
             peers: proxy.peers().into_iter().map(peer).collect(),
             problems: snapshot.problems().iter().map(ToString::to_string).collect(),
         }
@@ -56,6 +59,24 @@ fn pod(report: &PodReport, snapshot: &Snapshot) -> PodStatus {
         mode: mode.to_owned(),
         policies: snapshot.policies_for(&workload.uid).iter().map(|policy| policy.display_name()).collect(),
     }
+}
+
+fn route(status: &RouteStatus) -> impl Iterator<Item = RouteLine> {
+    status.parents.iter().map(|at| {
+        let ParentStatus { parent, accepted, resolved_refs, partially_invalid } = at;
+        let conditions = [Some(accepted), Some(resolved_refs), partially_invalid.as_ref()];
+        let messages = conditions.iter().flatten().map(|condition| &*condition.message);
+        RouteLine {
+            route: status.route.to_string(),
+            parent: parent.to_string(),
+            accepted: accepted.holds,
+            accepted_reason: accepted.reason.as_str().to_owned(),
+            resolved_refs: resolved_refs.holds,
+            resolved_refs_reason: resolved_refs.reason.as_str().to_owned(),
+            observed_generation: status.observed_generation,
+            message: messages.filter(|message| !message.is_empty()).collect::<Vec<_>>().join("; "),
+        }
+    })
 }
 
 fn peer((identity, ip, tunnels): (Identity, IpAddr, usize)) -> PeerStatus {

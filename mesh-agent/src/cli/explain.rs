@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use super::{ask, fail, plain, print};
 use crate::admin::{ExplainRequest, Request};
-use crate::explain::{Explanation, KernelState, Path, Reply, Verdict};
+use crate::explain::{Explanation, KernelState, Path, Reply, RequestQuestion, Verdict};
 
 const NO_ANSWER: u8 = 2;
 
@@ -22,6 +22,13 @@ pub struct ExplainArgs {
     destination: String,
     /// The port it dials: of a service its own, of a pod the application's
     port: Option<u16>,
+    /// The method of a request on it, to see the route and rule it meets
+    method: Option<String>,
+    /// The path of that request, with its query
+    path: Option<String>,
+    /// A header of that request, NAME:VALUE; may be given several times
+    #[arg(short = 'H', long = "header", requires = "method")]
+    headers: Vec<String>,
     /// The agent's state directory
     #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
     state_dir: PathBuf,
@@ -37,7 +44,15 @@ enum Output {
 }
 
 pub(super) fn run(args: ExplainArgs) -> ExitCode {
-    let request = ExplainRequest { source: args.source, destination: args.destination, port: args.port };
+    let asked = match request(&args) {
+        Ok(asked) => asked,
+        Err(error) => {
+            let _ = fail(&plain(&error));
+            return ExitCode::from(NO_ANSWER);
+        }
+    };
+    let request =
+        ExplainRequest { source: args.source, destination: args.destination, port: args.port, request: asked };
     let explanation = match ask(&args.state_dir, &Request::Explain(request)) {
         Ok(Reply::Explained(explanation)) => explanation,
         Ok(Reply::Unclear(error)) | Err(error) => {
@@ -61,6 +76,18 @@ pub(super) fn run(args: ExplainArgs) -> ExitCode {
     }
 }
 
+/// The request that is asked about.
+fn request(args: &ExplainArgs) -> Result<Option<RequestQuestion>, String> {
+    let Some(method) = &args.method else { return Ok(None) };
+    let header = |text: &String| {
+        let (name, value) = text.split_once(':').ok_or_else(|| format!("`{text}` is not NAME:VALUE"))?;
+        Ok((name.trim().to_owned(), value.trim().to_owned()))
+    };
+    let headers = args.headers.iter().map(header).collect::<Result<_, String>>()?;
+    let path = args.path.clone().unwrap_or_else(|| "/".to_owned());
+    Ok(Some(RequestQuestion { method: method.to_ascii_uppercase(), path, headers }))
+}
+
 /// The walk as text.
 fn render(explanation: &Explanation) -> String {
     let Explanation { source, destination, .. } = explanation;
@@ -80,6 +107,12 @@ fn render(explanation: &Explanation) -> String {
     let exclusions = if explanation.exclusions.is_empty() { &none[..] } else { &explanation.exclusions };
     for (index, exclusion) in exclusions.iter().enumerate() {
         line(&mut text, if index == 0 { "exclusions" } else { "" }, exclusion);
+    }
+    if let Some(route) = &explanation.route {
+        let rule = route.rule.iter().map(String::as_str);
+        for (index, said) in rule.chain(route.said.iter().map(String::as_str)).enumerate() {
+            line(&mut text, if index == 0 { "route" } else { "" }, said);
+        }
     }
     for path in &explanation.paths {
         text.push('\n');
@@ -140,7 +173,7 @@ fn line(text: &mut String, head: &str, said: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::explain::{Destination, Source};
+    use crate::explain::{Destination, RouteReport, Source};
 
     fn sample() -> Explanation {
         let path = Path {
@@ -191,6 +224,7 @@ mod tests {
                 state: "3 of 3 endpoints ready".into(),
             },
             exclusions: vec![],
+            route: None,
             paths: vec![path, refused],
             kernel: KernelState { asked: 3, behind: vec![], elsewhere: vec!["sk_lookup of x is b's".into()] },
         }
@@ -224,6 +258,14 @@ kernel       the live maps say the same (3 asked)
 verdict      MIXED: some endpoints refuse it
 ";
         assert_eq!(render(&sample()), expected);
+    }
+
+    #[test]
+    fn a_route_is_printed_with_its_rule_first() {
+        let route =
+            RouteReport { applied: false, rule: Some("HTTPRoute shop/r rules[0]".into()), said: vec!["x".into()] };
+        let text = render(&Explanation { route: Some(route), ..sample() });
+        assert!(text.contains("none applies\nroute        HTTPRoute shop/r rules[0]\n             x\n\n"), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{ask, fail, plain, print};
 use crate::admin::Request;
-use crate::admin::status::{IdentityStatus, PodStatus, Status};
+use crate::admin::status::{IdentityStatus, PodStatus, RouteLine, Status};
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +52,14 @@ fn render(status: &Status, now: i64) -> String {
     table(&mut text, &title, &["POD", "STAGE", "MODE", "POLICIES", "REASON"], status.pods.iter().map(pod_row));
     let identities = status.identities.iter().map(|identity| identity_row(identity, now));
     table(&mut text, "IDENTITIES", &["IDENTITY", "STATE", "EXPIRES", "LAST ERROR"], identities);
+    let unapplied = !status.routes.is_empty() && !status.routes_applied;
+    let title = if unapplied { "ROUTES (NOT APPLIED: this version applies them to no traffic yet)" } else { "ROUTES" };
+    table(
+        &mut text,
+        title,
+        &["ROUTE", "PARENT", "ACCEPTED", "RESOLVED", "MESSAGE"],
+        status.routes.iter().map(route_row),
+    );
     let peers = status.peers.iter().map(|p| [p.identity.clone(), p.address.clone(), p.tunnels.to_string()]);
     table(&mut text, "PEERS", &["IDENTITY", "ADDRESS", "TUNNELS"], peers);
     let _ = writeln!(text, "\nPROBLEMS");
@@ -67,6 +75,14 @@ fn render(status: &Status, now: i64) -> String {
 fn pod_row(pod: &PodStatus) -> [String; 5] {
     let policies = if pod.policies.is_empty() { "-".to_owned() } else { pod.policies.join(",") };
     [pod.pod.clone(), pod.stage.clone(), pod.mode.clone(), policies, or_dash(&pod.reason)]
+}
+
+fn route_row(line: &RouteLine) -> [String; 5] {
+    // A reason that only repeats the condition's name says nothing.
+    let word = |holds: bool, reason: &str| if holds { "yes".to_owned() } else { format!("no: {reason}") };
+    let accepted = word(line.accepted, &line.accepted_reason);
+    let resolved = word(line.resolved_refs, &line.resolved_refs_reason);
+    [line.route.clone(), line.parent.clone(), accepted, resolved, or_dash(&line.message)]
 }
 
 fn identity_row(identity: &IdentityStatus, now: i64) -> [String; 4] {
@@ -153,6 +169,17 @@ mod tests {
                     error: "the CA is away".into(),
                 },
             ],
+            routes: vec![RouteLine {
+                route: "HTTPRoute shop/r".into(),
+                parent: "shop/web:80".into(),
+                accepted: true,
+                accepted_reason: "Accepted".into(),
+                resolved_refs: false,
+                resolved_refs_reason: "BackendNotFound".into(),
+                observed_generation: 1,
+                message: "there is no Service shop/x".into(),
+            }],
+            routes_applied: false,
             peers: vec![PeerStatus { identity: "spiffe://x".into(), address: "10.0.0.2".into(), tunnels: 2 }],
             problems: vec!["policy.yaml: AuthorizationPolicy shop/x: unknown field".into()],
         }
@@ -174,6 +201,10 @@ IDENTITIES
   spiffe://cluster.local/ns/shop/sa/web  valid    in 11 h 32 min  -
   spiffe://cluster.local/ns/shop/sa/db   missing  -               the CA is away
 
+ROUTES (NOT APPLIED: this version applies them to no traffic yet)
+  ROUTE             PARENT       ACCEPTED  RESOLVED             MESSAGE
+  HTTPRoute shop/r  shop/web:80  yes       no: BackendNotFound  there is no Service shop/x
+
 PEERS
   IDENTITY    ADDRESS   TUNNELS
   spiffe://x  10.0.0.2  2
@@ -186,7 +217,7 @@ PROBLEMS
 
     #[test]
     fn an_empty_status_says_none() {
-        assert_eq!(render(&Status::default(), 0).matches("  none\n").count(), 4);
+        assert_eq!(render(&Status::default(), 0).matches("  none\n").count(), 5);
     }
 
     #[test]

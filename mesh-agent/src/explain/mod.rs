@@ -7,6 +7,7 @@
 
 mod report;
 mod resolve;
+mod route;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -17,8 +18,9 @@ use std::net::SocketAddr;
 
 use mesh_common::counter::Counter;
 use mesh_common::decide::{ConnectVerdict, LookupVerdict};
+use serde::{Deserialize, Serialize};
 
-pub use self::report::{Destination, Explanation, KernelState, Path, Reply, Source, Verdict};
+pub use self::report::{Destination, Explanation, KernelState, Path, Reply, RouteReport, Source, Verdict};
 use self::resolve::Found;
 use self::walk::Walk;
 use crate::model::workload::{Workload, WorkloadUid};
@@ -33,6 +35,19 @@ pub struct Question {
     pub destination: String,
     /// The port that the application dials.
     pub port: Option<u16>,
+    /// What it then asks for.
+    pub request: Option<RequestQuestion>,
+}
+
+/// A request that somebody asks about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestQuestion {
+    /// Its method.
+    pub method: String,
+    /// Its path and query.
+    pub path: String,
+    /// Its headers, name and value.
+    pub headers: Vec<(String, String)>,
 }
 
 /// A decision of some node's kernel, to be compared with that kernel's maps.
@@ -87,6 +102,7 @@ pub fn explain(
     refused_ports: &[u16],
 ) -> Result<(Explanation, Vec<Check>), String> {
     let found = resolve::find(snapshot, question)?;
+    let route = route::explain(snapshot, &found, question.request.as_ref())?;
     let mut walk = Walk::new(snapshot, refused_ports, found.source.as_deref(), found.source_ip);
     for to in &found.dialled {
         walk.dial(*to, 1.0 / found.dialled.len() as f64);
@@ -98,6 +114,7 @@ pub fn explain(
         source: source(&found),
         destination: destination(snapshot, &found),
         exclusions: walk.exclusions,
+        route,
         paths: walk.paths,
         kernel: KernelState::default(),
     };

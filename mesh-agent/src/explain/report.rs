@@ -27,6 +27,9 @@ pub struct Explanation {
     pub destination: Destination,
     /// Annotations of either end that keep this connection away from the mesh.
     pub exclusions: Vec<String>,
+    /// What routes make of it; `None`: none concerns it.
+    #[serde(default)]
+    pub route: Option<RouteReport>,
     /// What can happen, with its share; more than one for a service.
     pub paths: Vec<Path>,
     /// Whether the live kernel says the same.
@@ -71,6 +74,17 @@ pub struct Destination {
     pub dialled: Vec<String>,
     /// In words: what is behind it.
     pub state: String,
+}
+
+/// What routes make of a connection or a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteReport {
+    /// Whether it is so on the wire: this version may read routes and apply them to no traffic.
+    pub applied: bool,
+    /// The rule that the request meets.
+    pub rule: Option<String>,
+    /// In words: whose routes, which match or the near miss, what becomes of the request.
+    pub said: Vec<String>,
 }
 
 /// One thing that can happen to the connection.

@@ -104,7 +104,8 @@ fn only(app: &str, account: &str, port: u16) -> Policy {
 }
 
 fn ask(snapshot: &Snapshot, source: &str, destination: &str, port: u16) -> Result<Explanation, String> {
-    let question = Question { source: source.to_owned(), destination: destination.to_owned(), port: Some(port) };
+    let question =
+        Question { source: source.to_owned(), destination: destination.to_owned(), port: Some(port), request: None };
     explain(snapshot, &question, &REFUSED_PORTS).map(|(explanation, _)| explanation)
 }
 
@@ -281,7 +282,7 @@ fn what_is_not_there_is_told_with_what_comes_near() {
         ("shop/client", "example.com", Some(80), "neither an address"),
         ("10.0.0.1", "fd00::1", Some(80), "different families"),
     ] {
-        let question = Question { source: source.to_owned(), destination: destination.to_owned(), port };
+        let question = Question { source: source.to_owned(), destination: destination.to_owned(), port, request: None };
         let error = explain(&snapshot, &question, &[]).unwrap_err();
         assert!(error.contains(told), "{source} {destination} {port:?}: {error}");
     }

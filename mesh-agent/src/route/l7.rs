@@ -15,13 +15,14 @@ pub fn select<'a>(routes: &'a PortRoutes, request: &RequestView<'_>) -> Option<&
     routes.candidates.iter().find(|candidate| miss(&candidate.matching, request).is_none())
 }
 
-/// The match that `request` comes nearest to without meeting it, and what stands against it.
+/// The match that `request` comes nearest to without meeting it, and what stands against it. One whose path holds is
+/// nearer than one whose path does not.
 #[must_use]
 pub fn nearest<'a>(routes: &'a PortRoutes, request: &RequestView<'_>) -> Option<(&'a Candidate, Miss<'a>)> {
     let misses =
         routes.candidates.iter().filter_map(|candidate| Some((candidate, miss(&candidate.matching, request)?)));
     // Of equals the preferred one: `max_by_key` would take the last.
-    misses.rev().max_by_key(|(_, miss)| miss.held)
+    misses.rev().max_by_key(|(_, miss)| (!matches!(miss.first, Field::Path(_)), miss.held))
 }
 
 /// Why a match does not hold.

@@ -24,6 +24,10 @@ use http::request::Parts;
 pub use self::answer::{Answer, AnswerReason};
 use crate::model::route::{Backend, Filter, PortRoutes, Rule, Scheme, ServiceRef, Target};
 
+/// Whether the data path asks this room: until the http driver stands, routes are read and shown, and applied to no
+/// traffic. `status` and `explain` say which it is.
+pub const APPLIED: bool = false;
+
 /// A request as matching sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {

@@ -100,7 +100,8 @@ fn the_nearest_miss_names_what_stands_against_the_request() {
     let mut routes = routes(vec![]);
     routes.candidates = vec![candidate("/a", "GET", "1"), candidate("/b", "POST", "1"), candidate("/b", "GET", "2")];
     for (method, uri, header, nearest, reason) in [
-        ("GET", "/b", "1", "/a", "path /b is not below /a"),
+        ("GET", "/c", "1", "/a", "path /c is not below /a"),
+        ("GET", "/b", "1", "/b", "method GET is not POST"),
         ("POST", "/b", "3", "/b", "header x `3`, not `1`"),
         ("PUT", "/b", "1", "/b", "method PUT is not POST"),
         ("POST", "/b", "", "/b", "header x is absent, not `1`"),

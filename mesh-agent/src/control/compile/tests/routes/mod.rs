@@ -2,6 +2,7 @@
 
 mod attachment;
 mod conformance;
+mod explained;
 mod manifests;
 mod precedence;
 mod scope;
