@@ -55,8 +55,6 @@ counters! {
     ConnectStoreFailed = "connect_store_failed",
     /// A record could not be stored at SYN time: the receiver will refuse.
     SockopsStoreFailed = "sockops_store_failed",
-    /// The live record of a native connection could not be stored: it stands, as one from an unknown client.
-    SockopsUnrecorded = "sockops_unrecorded",
     /// Loopback inside the pod.
     LookupLoopback = "lookup_loopback",
     /// The `connect` hook's own look-up.

@@ -11,7 +11,7 @@ use crate::key::{FlowKey, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL
 use crate::limits;
 use crate::value::{
     AGENT_DELIVERY, AGENT_UPSTREAM, Asked, ClosedEvent, Event, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE, FLOW_SELF,
-    FlowValue, LANE_CAPTURED, LANE_CAPTURED_REST, LANE_FALLBACK, LANE_NATIVE, OrigDst, ShareValue,
+    FlowValue, LANE_CAPTURED, LANE_CAPTURED_REST, LANE_FALLBACK, LANE_NATIVE, LIVE, OrigDst, ShareValue, UNDER_WAY,
 };
 
 /// To be raised when a field or a word comes to mean something else, and nothing that is hashed below shows it: how
@@ -45,7 +45,7 @@ const FIELDS_OF_KEYS: [u64; 3] = [
 ];
 
 const FIELDS_OF_VALUES: [u64; 4] = [
-    fields!(FlowValue: netns_cookie server_cookie started_ns identity orig_port pad kind orig_ip),
+    fields!(FlowValue: netns_cookie server_cookie started_ns identity orig_port stage kind orig_ip),
     fields!(OrigDst: ip port lane),
     fields!(Asked: orig pad server_cookie),
     fields!(ShareValue: records),
@@ -56,9 +56,8 @@ const FIELDS_OF_EVENTS: [u64; 2] = [
     fields!(ClosedEvent: flow sent received duration_ns key srtt_us retransmits failed),
 ];
 
-const CAPACITIES: [u64; 6] = [
+const CAPACITIES: [u64; 5] = [
     limits::FLOWS as u64,
-    limits::NATIVE as u64,
     limits::ORIG_DSTS as u64,
     limits::PODS as u64,
     limits::LISTENERS as u64,
@@ -66,7 +65,7 @@ const CAPACITIES: [u64; 6] = [
 ];
 
 /// Numbers that are written into records, or by which they are found.
-const WORDS: [u64; 23] = [
+const WORDS: [u64; 24] = [
     LANE_CAPTURED as u64,
     LANE_FALLBACK as u64,
     LANE_NATIVE as u64,
@@ -75,6 +74,8 @@ const WORDS: [u64; 23] = [
     FLOW_SELF as u64,
     FLOW_NATIVE as u64,
     FLOW_PROBE as u64,
+    UNDER_WAY as u64,
+    LIVE as u64,
     AGENT_UPSTREAM as u64,
     AGENT_DELIVERY as u64,
     LISTENER_OUTBOUND as u64,
@@ -85,7 +86,6 @@ const WORDS: [u64; 23] = [
     limits::TUNNEL_PORT as u64,
     // Those that are told in an `Event`.
     Counter::ConnectDenied as u64,
-    Counter::SockopsUnrecorded as u64,
     Counter::LookupDenied as u64,
     Counter::LookupAgentPort as u64,
     Counter::LookupNoListener as u64,

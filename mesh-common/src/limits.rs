@@ -33,19 +33,17 @@ pub const ENDPOINTS: u32 = 65_536;
 /// Rules × identities of one node × ports that the rules name. 104 B each.
 pub const POLICY: u32 = 262_144;
 
-/// Connections between their SYN and the moment both sides know them: short-lived. 164 B each.
-pub const FLOWS: u32 = 262_144;
+/// Connections between their SYN and the moment both sides know them, and native ones for as long as they live. 164 B
+/// each.
+pub const FLOWS: u32 = 524_288;
 
-/// Captured connections between SYN and acceptance: short-lived, as [`FLOWS`]. 116 B each.
-pub const ORIG_DSTS: u32 = 262_144;
-
-/// Live native connections, for revocation and statistics. 164 B each.
-pub const NATIVE: u32 = 524_288;
+/// Captured connections between SYN and acceptance: short-lived. 116 B each.
+pub const ORIG_DSTS: u32 = 524_288;
 
 /// Records that one pod may have in [`FLOWS`] and [`ORIG_DSTS`] together: a sixteenth, so that a pod that opens
-/// connections to nowhere takes nothing from fifteen neighbours that do the same. More than half of the 28,232
-/// connections that one address pair can have would have to be between SYN and acceptance at once.
-pub const RECORDS_PER_POD: i64 = 16_384;
+/// connections to nowhere takes nothing from fifteen neighbours that do the same. More than the 28,232 connections that
+/// one address pair can have.
+pub const RECORDS_PER_POD: i64 = 32_768;
 
 /// Listening sockets of the agent: three for each pod.
 pub const LISTENERS: u32 = PODS * 3;

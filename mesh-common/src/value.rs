@@ -166,7 +166,7 @@ pub struct Asked {
     pub server_cookie: u64,
 }
 
-/// `flows`: proof of who opened a connection. `native`: the same while the connection lives.
+/// `flows`: proof of who opened a connection; a native one's stays for as long as the connection lives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowValue {
@@ -180,13 +180,18 @@ pub struct FlowValue {
     pub identity: Digest,
     /// Where the application asked to go, port.
     pub orig_port: u16,
-    /// Explicit padding, zero.
-    pub pad: u16,
+    /// [`UNDER_WAY`] or [`LIVE`].
+    pub stage: u16,
     /// One of the `FLOW_*` constants.
     pub kind: u32,
     /// Where the application asked to go, address.
     pub orig_ip: Ip,
 }
+
+/// Between the SYN and the moment in which the receiver knows the connection: a proof.
+pub const UNDER_WAY: u16 = 0;
+/// The receiver has it: says who the client of this connection is, and proves nothing of another one.
+pub const LIVE: u16 = 1;
 
 /// The agent delivers to the application; it decided before it connected.
 pub const FLOW_DELIVERY: u32 = 1;

@@ -8,7 +8,7 @@ use mesh_common::counter::Counter;
 use mesh_common::decide::{self, LookupVerdict, LookupView, PolicyView, Proof, Receiver};
 use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, is_loopback};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
-use mesh_common::value::{Event, PORT_PROBE};
+use mesh_common::value::{Event, PORT_PROBE, UNDER_WAY};
 
 use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, POLICY, Read, count, pod, port_rule, report};
 use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
@@ -124,7 +124,8 @@ impl LookupView for View {
     fn proof(&self) -> Option<Proof> {
         // SAFETY: a record is written once and replaced whole.
         let flow = unsafe { FLOWS.get(self.flow_key()) }?;
-        Some(Proof {
+        // A live one is of a connection that the receiver has already: a look-up is for another.
+        (flow.stage == UNDER_WAY).then_some(Proof {
             kind: flow.kind,
             netns_cookie: flow.netns_cookie,
             server_cookie: flow.server_cookie,

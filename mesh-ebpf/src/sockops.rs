@@ -2,8 +2,8 @@
 //!
 //! `TCP_CONNECT_CB` runs before the SYN, with both ports known. A record goes when the receiver's side is
 //! established or the client's socket closes, whichever is first; the receiver's look-up removes nothing,
-//! because SYN retransmits and SYN cookies look up again. A native connection's record lives on in `native` until
-//! the client's socket closes, which is told to the agent with what the connection carried.
+//! because SYN retransmits and SYN cookies look up again. A native connection's record stays, marked as live, until the
+//! client's socket closes, which is told to the agent with what the connection carried.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
@@ -13,11 +13,11 @@ use mesh_common::counter::Counter;
 use mesh_common::key::{FlowKey, Ip, OrigKey};
 use mesh_common::limits::{EVENT_BYTES, is_agent_port};
 use mesh_common::value::{
-    AGENT_DELIVERY, Asked, ClosedEvent, Event, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, FlowValue, LANE_CAPTURED,
-    LANE_CAPTURED_REST, LANE_NATIVE, PodValue,
+    AGENT_DELIVERY, Asked, ClosedEvent, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, FlowValue, LANE_CAPTURED,
+    LANE_CAPTURED_REST, LANE_NATIVE, LIVE, PodValue, UNDER_WAY,
 };
 
-use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, NATIVE, ORIG_DSTS, Read, Storage, count, pod, report, share};
+use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, ORIG_DSTS, Read, Storage, count, pod, share};
 use crate::read::{AF_INET, AF_INET6, field, ip4, ip6, words};
 
 pub const CONNECT_CB: u32 = 3;
@@ -86,7 +86,7 @@ impl Ends {
             started_ns: unsafe { bpf_ktime_get_ns() },
             identity: [0; 16],
             orig_port: 0,
-            pad: 0,
+            stage: UNDER_WAY,
             kind,
             orig_ip: [0; 16],
         }
@@ -195,24 +195,16 @@ fn accepted(ends: &Ends) {
         return;
     }
     let key = ends.flow_as_server();
-    // SAFETY: nobody else writes this entry while the connection stands.
-    let Some(flow) = (unsafe { FLOWS.get(key) }) else {
+    let Some(flow) = FLOWS.get_ptr_mut(key) else {
         return;
     };
-    let client = flow.netns_cookie;
-    if flow.kind == FLOW_NATIVE && NATIVE.insert(key, flow, 0).is_err() {
-        // When the rules change it is judged as a connection from somebody unknown: more strictly, if at all.
-        count(Counter::SockopsUnrecorded);
-        report(&Event {
-            netns_cookie: ends.cookie,
-            peer_ip: ends.remote_ip,
-            local_ip: ends.local_ip,
-            peer_port: ends.remote_port,
-            local_port: ends.local_port,
-            counter: Counter::SockopsUnrecorded as u32,
-            peer_cookie: client,
-        });
+    // SAFETY: a live map value; nobody else writes it while the connection stands.
+    let flow = unsafe { &mut *flow };
+    if flow.kind == FLOW_NATIVE {
+        flow.stage = LIVE;
+        return;
     }
+    let client = flow.netns_cookie;
     if FLOWS.remove(key).is_ok() {
         share(client, -1);
     }
@@ -230,12 +222,10 @@ fn closed(ctx: &SockOpsContext, ends: &Ends) {
         return;
     }
     if lane == LANE_NATIVE {
-        // SAFETY: nobody else writes these entries any more.
-        let flow = unsafe { NATIVE.get(key).or_else(|| FLOWS.get(key)) };
-        if let Some(flow) = flow {
+        // SAFETY: nobody else writes this entry any more.
+        if let Some(flow) = unsafe { FLOWS.get(key) } {
             tell(ctx, &key, flow);
         }
-        let _ = NATIVE.remove(key);
     }
     if FLOWS.remove(key).is_ok() {
         share(ends.cookie, -1);

@@ -113,7 +113,7 @@ fn a_live_native_connection_ends_when_a_policy_forbids_it_and_others_live_on() -
         let (forbidden, mut allowed) = (chat(&client)?, chat(&other)?);
         wait::until("both talk", WITHIN, || {
             let pins = mesh.node(Side::A).bpffs().join(mesh.agent(Side::A)?.instance());
-            let live = mesh_tests::bpf::map_entries(&pins)?.get("native").copied().unwrap_or(0);
+            let live = mesh_tests::bpf::map_entries(&pins)?.get("flows").copied().unwrap_or(0);
             wait::holds(live == 2, || format!("{live} live"))
         })?;
         let since = Instant::now();

@@ -205,7 +205,6 @@ fn ending(
         Counter::LookupStrict => (Outcome::PlaintextRefused, "plaintext to a strict port, refused by the kernel"),
         Counter::LookupAgentPort => (Outcome::BadTarget, "a port of the agent was dialled"),
         Counter::LookupNoListener => (Outcome::AgentDrained, "the agent's listener is not there"),
-        Counter::SockopsUnrecorded => (Outcome::Overloaded, "its live record could not be kept: the map is full"),
         _ => (Outcome::Internal, exit.as_str()),
     };
     let rule = server.filter(|_| outcome == Outcome::PlaintextRefused).map(|workload| {

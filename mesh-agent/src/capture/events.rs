@@ -136,7 +136,7 @@ fn addr(ip: Ip, port: u16) -> SocketAddr {
 mod tests {
     use super::*;
     use mesh_common::key::{FlowKey, v4_mapped};
-    use mesh_common::value::{FLOW_NATIVE, FlowValue};
+    use mesh_common::value::{FLOW_NATIVE, FlowValue, LIVE};
 
     #[test]
     fn a_refusal_is_read_as_the_kernel_lays_it_out() {
@@ -183,14 +183,14 @@ mod tests {
             started_ns: 3,
             identity: [4; 16],
             orig_port: 80,
-            pad: 0,
+            stage: LIVE,
             kind: FLOW_NATIVE,
             orig_ip: v4_mapped([10, 96, 0, 1]),
         };
         bytes.extend([flow.netns_cookie, flow.server_cookie, flow.started_ns].map(u64::to_ne_bytes).concat());
         bytes.extend(flow.identity);
         bytes.extend(flow.orig_port.to_ne_bytes());
-        bytes.extend(flow.pad.to_ne_bytes());
+        bytes.extend(flow.stage.to_ne_bytes());
         bytes.extend(flow.kind.to_ne_bytes());
         bytes.extend(flow.orig_ip);
         bytes.extend([100_u64, 200, 3_000_000].map(u64::to_ne_bytes).concat());

@@ -27,8 +27,7 @@ static OBJECT: &[u8] = &[];
 static TWIN: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_TWIN_PATH"));
 
 /// Connections, and what finds them.
-const RECORDS: [&str; 9] =
-    ["flows", "native", "orig_dsts", "shares", "listeners", "events", "ASKED", "ACCEPTED", "AGENT_SK"];
+const RECORDS: [&str; 8] = ["flows", "orig_dsts", "shares", "listeners", "events", "ASKED", "ACCEPTED", "AGENT_SK"];
 /// What an agent writes from its snapshots, and counts.
 const MAPS: [&str; 11] = [
     "pods",

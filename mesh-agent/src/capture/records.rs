@@ -17,7 +17,6 @@ use crate::model::workload::WorkloadUid;
 /// Records of connections under way and of live native ones.
 pub(super) struct Tables {
     pub(super) flows: BpfHashMap<MapData, FlowKey, FlowValue>,
-    pub(super) native: BpfHashMap<MapData, FlowKey, FlowValue>,
     pub(super) orig_dsts: BpfHashMap<MapData, OrigKey, OrigDst>,
     /// Records of captured connections that had no socket at the last sweep.
     pub(super) suspects: HashSet<OrigKey>,
@@ -31,12 +30,8 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
-        let tables = Tables {
-            flows: take(ebpf, "flows")?,
-            native: take(ebpf, "native")?,
-            orig_dsts: take(ebpf, "orig_dsts")?,
-            suspects: HashSet::new(),
-        };
+        let tables =
+            Tables { flows: take(ebpf, "flows")?, orig_dsts: take(ebpf, "orig_dsts")?, suspects: HashSet::new() };
         Ok(Self { tables: Mutex::new(tables), pods: RwLock::default() })
     }
 
@@ -61,11 +56,7 @@ impl Records {
     /// `netns_cookie`.
     pub(super) fn client(&self, netns_cookie: u64, local: SocketAddr, peer: SocketAddr) -> Option<WorkloadUid> {
         let key = flow_key(peer, local);
-        let flow = {
-            let tables = self.lock();
-            // In the order in which a record moves: the other way round, one that moves in between would be missed.
-            tables.flows.get(&key, 0).or_else(|_| tables.native.get(&key, 0)).ok()?
-        };
+        let flow = self.lock().flows.get(&key, 0).ok()?;
         let proves = flow.kind == FLOW_NATIVE && flow.server_cookie == netns_cookie;
         proves.then(|| self.pod(flow.netns_cookie)).flatten()
     }

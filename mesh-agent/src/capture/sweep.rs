@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::key::{FlowKey, OrigKey};
-use mesh_common::value::{FlowValue, ShareValue};
+use mesh_common::value::{FlowValue, LIVE, ShareValue};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetResponse};
 
@@ -73,7 +73,7 @@ impl Kernel {
     #[must_use]
     pub fn sweep(&self) -> Sweep {
         let read = Read::of(&self.records.lock());
-        let busy: HashSet<u64> = (read.flows.iter().chain(&read.native).map(|(_, flow)| flow.netns_cookie))
+        let busy: HashSet<u64> = (read.flows.iter().map(|(_, flow)| flow.netns_cookie))
             .chain(read.waiting.iter().map(|key| key.netns_cookie))
             .collect();
         let pods: Vec<Arc<EnrolledPod>> = self.enrolments.lock().values().cloned().collect();
@@ -86,14 +86,12 @@ impl Kernel {
             let own = |flow: &&(FlowKey, FlowValue)| flow.1.netns_cookie == cookie;
             let mut tables = self.records.lock();
             // The records were read before the sockets: one without a socket has lost it.
-            for (key, flow) in read.native.iter().filter(own) {
+            for (key, flow) in read.flows.iter().filter(own) {
                 match sockets.get(&ends(key)) {
-                    Some(traffic) => sweep.live.push(live(key, flow, *traffic)),
-                    None => sweep.orphans += usize::from(forget(&mut tables.native, key, flow)),
+                    Some(traffic) if flow.stage == LIVE => sweep.live.push(live(key, flow, *traffic)),
+                    Some(_) => {}
+                    None => sweep.orphans += usize::from(forget(&mut tables.flows, key, flow)),
                 }
-            }
-            for (key, flow) in read.flows.iter().filter(own).filter(|(key, _)| !sockets.contains_key(&ends(key))) {
-                sweep.orphans += usize::from(forget(&mut tables.flows, key, flow));
             }
             let clients: HashSet<SocketAddr> = sockets.keys().map(|(local, _)| *local).collect();
             for key in read.waiting.iter().filter(|key| key.netns_cookie == cookie) {
@@ -144,7 +142,6 @@ impl Kernel {
 /// The records at one time.
 struct Read {
     flows: Vec<(FlowKey, FlowValue)>,
-    native: Vec<(FlowKey, FlowValue)>,
     waiting: Vec<OrigKey>,
 }
 
@@ -152,7 +149,6 @@ impl Read {
     fn of(tables: &Tables) -> Self {
         Self {
             flows: tables.flows.iter().filter_map(Result::ok).collect(),
-            native: tables.native.iter().filter_map(Result::ok).collect(),
             waiting: tables.orig_dsts.keys().filter_map(Result::ok).collect(),
         }
     }

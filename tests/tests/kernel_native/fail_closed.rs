@@ -60,7 +60,7 @@ fn a_full_map_of_records_refuses_and_counts() -> Result<()> {
             started_ns: 0,
             identity: [0; 16],
             orig_port: 0,
-            pad: 0,
+            stage: 0,
             kind: 0,
             orig_ip: [0; 16],
         };

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use mesh_agent::model::workload::PeerMode;
 use mesh_common::counter::Counter;
 use mesh_common::key::FlowKey;
-use mesh_common::value::{FlowValue, ShareValue};
+use mesh_common::value::{FlowValue, LIVE, ShareValue, UNDER_WAY};
 
 use crate::bench::*;
 use crate::pair::*;
@@ -43,11 +43,13 @@ fn a_sweep_reads_live_connections_removes_orphans_and_corrects_counts() -> Resul
         near.read_exact(&mut [0; 3000])?;
         let cookie = client_net.netns_cookie();
         let mut flows = map::<FlowKey, FlowValue>(bench, "flows")?;
-        let mut native = map::<FlowKey, FlowValue>(bench, "native")?;
-        let (real, record) = native.iter().next().expect("the connection's record")?;
-        let orphan = FlowKey { client_port: 1, ..real };
-        native.insert(orphan, record, 0)?;
-        flows.insert(orphan, record, 0)?;
+        let (real, record) = flows.iter().next().expect("the connection's record")?;
+        assert_eq!(record.stage, LIVE);
+        let orphans = [(1, LIVE), (2, UNDER_WAY)]
+            .map(|(client_port, stage)| (FlowKey { client_port, ..real }, FlowValue { stage, ..record }));
+        for (key, value) in orphans {
+            flows.insert(key, value, 0)?;
+        }
         let mut shares = map::<u64, ShareValue>(bench, "shares")?;
         shares.insert(cookie, ShareValue { records: 42 }, 0)?;
 
@@ -57,10 +59,10 @@ fn a_sweep_reads_live_connections_removes_orphans_and_corrects_counts() -> Resul
         assert_eq!((live.client_cookie, live.server_cookie), (cookie, server_net.netns_cookie()));
         assert_eq!((live.client, live.server), (near.local_addr()?, near.peer_addr()?));
         assert_eq!((live.traffic.sent, live.traffic.received), (5000, 3000));
-        assert!(native.get(&orphan, 0).is_err() && flows.get(&orphan, 0).is_err() && native.get(&real, 0).is_ok());
+        assert!(orphans.iter().all(|(key, _)| flows.get(key, 0).is_err()) && flows.get(&real, 0).is_ok());
         assert_eq!(shares.get(&cookie, 0)?.records, 42, "one reading is not enough");
         assert_eq!(bench.kernel.sweep().orphans, 0);
-        assert_eq!(shares.get(&cookie, 0)?.records, 0);
+        assert_eq!(shares.get(&cookie, 0)?.records, 1, "the live one is counted");
         Ok(())
     })
 }
