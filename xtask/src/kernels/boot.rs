@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::interrupt;
+use mesh_tests::{interrupt, wait};
 
 use crate::shell;
 
@@ -76,15 +76,8 @@ fn can_set_up(way: &[&str]) -> bool {
     let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let Ok(mut guest) = child.map(Guest) else { return false };
     let told = guest.0.stdin.take().is_some_and(|mut monitor| monitor.write_all(b"quit\n").is_ok());
-    let deadline = Instant::now() + SET_UP;
-    while told && Instant::now() < deadline {
-        match guest.0.try_wait() {
-            Ok(Some(status)) => return status.success(),
-            Ok(None) => thread::sleep(LOOK_EVERY),
-            Err(_) => return false,
-        }
-    }
-    false
+    let ended = || guest.0.try_wait()?.context("it is still there");
+    told && wait::until("the guest has quit", SET_UP, ended).is_ok_and(|status| status.success())
 }
 
 /// A running emulator, gone when dropped.
