@@ -1,5 +1,6 @@
 //! The race hunter: many threads connect in every way there is while the rules change under them.
 
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -136,12 +137,18 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port))
 }
 
-/// Accepts and closes: the server closes first, so that the client's ports are free again at once.
+/// Accepts and closes: the server closes first, so that the client's ports are free again at once. Data that came in the
+/// SYN is read before: closing would reset a connection whose SYN-ACK is still under way, and a reset that overtakes it
+/// is to the client a refusal.
 fn accept_until(listener: &TcpListener, done: &AtomicBool) -> Result<()> {
     listener.set_nonblocking(true)?;
     while !done.load(Relaxed) {
         match listener.accept() {
-            Ok((stream, _)) => drop(stream),
+            Ok((mut stream, _)) => {
+                stream.set_nonblocking(true)?;
+                // Most send none.
+                let _ = stream.read(&mut [0; 16]);
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => wait::pause(Duration::from_micros(200)),
             Err(error) => return Err(error.into()),
         }
