@@ -182,7 +182,7 @@ fn read_object(location: &Arc<str>, value: &Value, repeated: &[String], last_goo
         Reading::Foreign => Entry { key: None, object: None, problems: Vec::new() },
         Reading::Object(key, object, mistakes) => {
             last_good.remove(&key);
-            let effect = if key.kind.is_enforcement() { Effect::Denies } else { Effect::Partly };
+            let effect = object.effect_of_mistakes();
             let problems =
                 mistakes.into_iter().map(|mistake| problem(location, key.to_string().into(), mistake, effect));
             Entry { problems: problems.collect(), key: Some(key), object: Some(object) }

@@ -98,7 +98,7 @@ fn only(app: &str, account: &str, port: u16) -> Policy {
             namespace: "shop".into(),
             labels: BTreeMap::from([("app".to_owned(), app.to_owned())]).into(),
         },
-        rules: vec![Rule { sources: Some(vec![source]), ports: Some(vec![port]) }],
+        rules: vec![Rule { sources: Some(vec![source]), ports: Some(vec![port]), requests: None }],
         broken: None,
     }
 }
@@ -311,7 +311,7 @@ mod properties {
         });
         let ports = prop::collection::vec(prop::sample::select(vec![80_u16, 81]), 0..2);
         let rule = (prop::option::of(prop::collection::vec(source, 0..3)), prop::option::of(ports))
-            .prop_map(|(sources, ports)| Rule { sources, ports });
+            .prop_map(|(sources, ports)| Rule { sources, ports, requests: None });
         let action = prop::sample::select(vec![Action::Allow, Action::Deny]);
         let target = prop::sample::select(vec![
             Target::Mesh,

@@ -1,4 +1,4 @@
-//! L4 authorization rules, compiled from `AuthorizationPolicy` objects.
+//! Authorization rules, compiled from `AuthorizationPolicy` objects.
 //!
 //! The shape follows GEP-3779 (targets, sources, network attributes) with DENY added. What each field
 //! means is decided in [`crate::policy`]; this file only holds it.
@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use http::Method;
 use ipnet::IpNet;
 
+use super::route::{HeaderMatch, PathMatch};
 use super::selector::LabelSelector;
 
 /// What a policy does with a flow that one of its rules matches.
@@ -18,6 +20,8 @@ pub enum Action {
     Allow,
     /// Refused, before any ALLOW is looked at.
     Deny,
+    /// Reported, and otherwise as if the policy were not there.
+    Audit,
 }
 
 impl fmt::Display for Action {
@@ -25,6 +29,7 @@ impl fmt::Display for Action {
         f.write_str(match self {
             Self::Allow => "ALLOW",
             Self::Deny => "DENY",
+            Self::Audit => "AUDIT",
         })
     }
 }
@@ -69,6 +74,39 @@ pub struct Rule {
     pub sources: Option<Vec<Source>>,
     /// `None` = every port.
     pub ports: Option<Vec<u16>>,
+    /// `None` = every connection, whatever it carries.
+    pub requests: Option<RequestMatch>,
+}
+
+/// What a rule asks of a request: all of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestMatch {
+    /// One of these; `None` = any.
+    pub methods: Option<Vec<Method>>,
+    /// One of these, in canonical form; `None` = any. Never [`PathMatch::Grpc`]: a method of gRPC is a path.
+    pub paths: Option<Vec<PathMatch>>,
+    /// One of these; `None` = any.
+    pub hosts: Option<Vec<HostMatch>>,
+    /// All of these.
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// A host, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMatch {
+    /// This one.
+    Exact(Arc<str>),
+    /// `*.example.org`: every host that ends in `.example.org`, which is what is kept.
+    Below(Arc<str>),
+}
+
+impl fmt::Display for HostMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Below(end) => write!(f, "*{end}"),
+        }
+    }
 }
 
 /// One source of a rule. All the given fields must match (AND); an absent one matches everything.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::{Flow, authorize};
+use super::{Flow, Requests, authorize, requests};
 use crate::model::identity::{Identity, PeerIdentity};
 use crate::model::policy::Policy;
 use crate::model::workload::Workload;
@@ -39,6 +39,10 @@ pub fn table(snapshot: &Snapshot, destination: &Workload, client: &Identity) -> 
     }
     let ports = named_ports(policies);
     let verdict = |port: u16| {
+        // Whatever the rules would say of an opaque connection: between two pods nobody reads requests.
+        if requests(snapshot, &destination.uid, port) != Requests::Ignored {
+            return KernelVerdict::Agent;
+        }
         let flow = Flow {
             destination: Arc::clone(&destination.uid),
             port,

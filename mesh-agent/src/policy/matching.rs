@@ -6,7 +6,8 @@
 
 use std::fmt;
 
-use super::Flow;
+use super::request::{self, RequestField};
+use super::{Flow, Sight};
 use crate::model::identity::{Identity, PeerIdentity};
 use crate::model::policy::{Action, IdentityMatch, Rule, Source};
 
@@ -25,19 +26,35 @@ enum Field<'a> {
     Identity(&'a IdentityMatch),
     Cidrs(&'a Source),
     NotCidrs(&'a Source),
+    Requests(RequestField<'a>),
 }
 
-/// Matches `rule` of a policy with `action` against `flow`; `trust_domain` is the local one, which service
-/// account and namespace sources are of (GEP-3779).
-pub(super) fn rule<'a>(rule: &'a Rule, action: Action, flow: &Flow, trust_domain: &str) -> Result<(), Miss<'a>> {
+/// Matches `rule` of a policy with `action` against `flow` and what is seen of its requests; `trust_domain` is the
+/// local one, which service account and namespace sources are of (GEP-3779).
+pub(super) fn rule<'a>(
+    rule: &'a Rule,
+    action: Action,
+    flow: &Flow,
+    sight: Sight<'_>,
+    trust_domain: &str,
+) -> Result<(), Miss<'a>> {
     let sources = sources(rule, action, flow, trust_domain);
     match &rule.ports {
         Some(ports) if !ports.contains(&flow.port) => {
             let matched = sources.map_or_else(|miss| miss.matched, |()| ALL_OF_A_SOURCE);
-            Err(Miss { matched, field: Field::Ports(ports) })
+            return Err(Miss { matched, field: Field::Ports(ports) });
         }
-        _ => sources.map_err(|miss| Miss { matched: miss.matched + 1, ..miss }),
+        _ => sources.map_err(|miss| Miss { matched: miss.matched + 1, ..miss })?,
     }
+    let missed = match (&rule.requests, sight) {
+        (None, _) => None,
+        // What nobody reads is unknown, and works against the peer.
+        (Some(_), Sight::Opaque) => (action == Action::Allow).then_some(RequestField::Unread),
+        // Each request will be judged: what may match some of them refuses none yet.
+        (Some(_), Sight::EachRequest) => (action != Action::Allow).then_some(RequestField::Unread),
+        (Some(wanted), Sight::Request(facts)) => request::miss(wanted, action, facts),
+    };
+    missed.map_or(Ok(()), |field| Err(Miss { matched: ALL_OF_A_SOURCE + 1, field: Field::Requests(field) }))
 }
 
 /// Identity, CIDRs, negated CIDRs.
@@ -79,7 +96,7 @@ fn source<'a>(source: &'a Source, action: Action, flow: &Flow, trust_domain: &st
 fn identity(wanted: &IdentityMatch, action: Action, peer: &PeerIdentity, trust_domain: &str) -> bool {
     match peer {
         PeerIdentity::Verified(peer) => names(wanted, peer, trust_domain),
-        PeerIdentity::Unknown => action == Action::Deny,
+        PeerIdentity::Unknown => action != Action::Allow,
     }
 }
 
@@ -97,10 +114,14 @@ fn names(wanted: &IdentityMatch, peer: &Identity, trust_domain: &str) -> bool {
 
 impl Miss<'_> {
     /// The field that stood against `flow`, in words.
-    pub(super) fn describe(&self, flow: &Flow) -> String {
+    pub(super) fn describe(&self, flow: &Flow, sight: Sight<'_>) -> String {
         let ip = flow.source_ip.to_canonical();
         match self.field {
             Field::Ports(ports) => format!("port {} is not one of {ports:?}", flow.port),
+            Field::Requests(field) => match sight {
+                Sight::Request(facts) => field.describe(Some(facts)),
+                Sight::Opaque | Sight::EachRequest => field.describe(None),
+            },
             Field::Nobody => "`sources: []` matches nobody".to_owned(),
             Field::Identity(wanted) => format!("peer {} is not {}", flow.peer, Named(wanted)),
             Field::Cidrs(source) => {

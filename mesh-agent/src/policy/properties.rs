@@ -40,7 +40,7 @@ fn source() -> impl Strategy<Value = Source> {
 fn rule() -> impl Strategy<Value = Rule> {
     let ports = prop::collection::vec(prop::sample::select(vec![80_u16, 81]), 0..2);
     (prop::option::of(prop::collection::vec(source(), 0..3)), prop::option::of(ports))
-        .prop_map(|(sources, ports)| Rule { sources, ports })
+        .prop_map(|(sources, ports)| Rule { sources, ports, requests: None })
 }
 
 fn policy() -> impl Strategy<Value = Policy> {

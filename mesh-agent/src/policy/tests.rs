@@ -53,7 +53,7 @@ pub(super) fn snapshot(workload: Workload, policies: Vec<Policy>) -> Snapshot {
     Snapshot::new(7, parts)
 }
 
-fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
+pub(super) fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
     Policy {
         namespace: "shop".into(),
         name: name.into(),
@@ -64,12 +64,12 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
     }
 }
 
-fn flow(peer: PeerIdentity, port: u16) -> Flow {
+pub(super) fn flow(peer: PeerIdentity, port: u16) -> Flow {
     Flow { destination: "web-uid".into(), port, peer, source_ip: "10.0.0.9".parse().expect("address") }
 }
 
-fn from(sources: Vec<Source>) -> Rule {
-    Rule { sources: Some(sources), ports: None }
+pub(super) fn from(sources: Vec<Source>) -> Rule {
+    Rule { sources: Some(sources), ..Rule::default() }
 }
 
 fn by(identity: IdentityMatch) -> Source {
@@ -212,7 +212,7 @@ fn cidr_and_port_rules_hold_for_everyone() {
     check(near(), at("10.0.1.1"), Err(("shop/p", "10.0.1.1 is in none of 10.0.0.0/24")));
     check(near(), at("10.0.0.9"), Err(("shop/p", "in the excepted 10.0.0.8/29")));
     check(near(), at("fd00::1"), Err(("shop/p", "none of")));
-    let ports = |action| vec![policy("p", action, vec![Rule { ports: Some(vec![80, 81]), sources: None }])];
+    let ports = |action| vec![policy("p", action, vec![Rule { ports: Some(vec![80, 81]), ..Rule::default() }])];
     check(ports(Action::Allow), flow(PeerIdentity::Unknown, 81), Ok("shop/p"));
     check(ports(Action::Allow), flow(verified("a", "b"), 82), Err(("shop/p", "port 82 is not one of [80, 81]")));
     check(ports(Action::Deny), flow(verified("a", "b"), 81), Err(("shop/p", "on port 81")));
@@ -250,8 +250,8 @@ fn a_broken_policy_denies_all_it_targets_whatever_its_action() {
 
 #[test]
 fn the_near_miss_is_the_rule_with_the_fewest_fields_against_it() {
-    let far = Rule { sources: Some(vec![by(account("x", "y"))]), ports: Some(vec![1]) };
-    let near = Rule { sources: Some(vec![by(account("x", "y")), by(account("shop", "*"))]), ports: Some(vec![8080]) };
+    let far = Rule { ports: Some(vec![1]), ..from(vec![by(account("x", "y"))]) };
+    let near = Rule { ports: Some(vec![8080]), ..from(vec![by(account("x", "y")), by(account("shop", "*"))]) };
     let policies =
         vec![policy("far", Action::Allow, vec![far.clone()]), policy("near", Action::Allow, vec![far, near])];
     check(

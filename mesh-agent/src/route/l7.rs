@@ -53,7 +53,8 @@ fn miss<'a>(matching: &'a Match, request: &RequestView<'_>) -> Option<Miss<'a>> 
     Some(Miss { held: asked - 1 - missed.count(), first })
 }
 
-fn path_matches(wanted: &PathMatch, path: &str) -> bool {
+/// Whether a path is the one wanted.
+pub(crate) fn path_matches(wanted: &PathMatch, path: &str) -> bool {
     match wanted {
         PathMatch::Exact(exact) => path == &**exact,
         PathMatch::Prefix(prefix) => path::has_prefix(path, prefix),
@@ -142,6 +143,11 @@ impl Miss<'_> {
             Field::Query(wanted) => format!("query parameter {} is not {}", wanted.name, text(&wanted.value)),
         }
     }
+}
+
+/// The path wanted, in words.
+pub(crate) fn path_text(wanted: &PathMatch) -> String {
+    Shown(wanted).to_string()
 }
 
 struct Shown<'a>(&'a PathMatch);

@@ -22,6 +22,7 @@ use http::header::{HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 
 pub use self::answer::{Answer, AnswerReason};
+pub(crate) use self::redirect::host_of;
 use crate::model::route::{Backend, Filter, PortRoutes, Rule, Scheme, ServiceRef, Target};
 
 /// Whether the data path asks this room: until the http driver stands, routes are read and shown, and applied to no

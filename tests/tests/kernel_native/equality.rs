@@ -39,7 +39,7 @@ fn policies() -> impl Strategy<Value = Vec<Arc<Policy>>> {
         prop::option::weighted(0.9, identity_match()).prop_map(|identity| Source { identity, ..Source::default() });
     let ports = prop::collection::vec(prop::sample::select(PORTS.to_vec()), 0..3);
     let rule = (prop::option::of(prop::collection::vec(source, 0..3)), prop::option::of(ports))
-        .prop_map(|(sources, ports)| Rule { sources, ports });
+        .prop_map(|(sources, ports)| Rule { sources, ports, requests: None });
     let policy = (
         prop::sample::select(vec![Action::Allow, Action::Deny]),
         prop::collection::vec(rule, 0..3),

@@ -42,13 +42,13 @@ pub fn rule(name: &str, action: Action, account: Option<&str>, ports: Option<Vec
         identity: Some(IdentityMatch::ServiceAccount { namespace: "test".into(), name: account.into() }),
         ..Source::default()
     };
-    policy(name, action, Rule { sources: account.map(|account| vec![source(account)]), ports })
+    policy(name, action, Rule { sources: account.map(|account| vec![source(account)]), ports, requests: None })
 }
 
 /// Allows an address range.
 pub fn cidr_rule(cidr: &str) -> Arc<Policy> {
     let source = Source { cidrs: Some(vec![cidr.parse().unwrap()]), ..Source::default() };
-    policy("by-address", Action::Allow, Rule { sources: Some(vec![source]), ports: None })
+    policy("by-address", Action::Allow, Rule { sources: Some(vec![source]), ..Rule::default() })
 }
 
 pub fn policy(name: &str, action: Action, rule: Rule) -> Arc<Policy> {

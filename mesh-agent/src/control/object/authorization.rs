@@ -1,14 +1,15 @@
-//! `AuthorizationPolicy`: GEP-3779's shape, and DENY, namespaces, addresses and negation on top of it.
+//! `AuthorizationPolicy`: GEP-3779's shape, and DENY, AUDIT, namespaces, addresses, negation and requests on top.
 //!
 //! ```yaml
 //! spec:
 //!   targetRefs: [{kind: Pod, selector: {matchLabels: {app: web}}}]   # absent: every pod of the namespace
-//!   action: ALLOW                                                    # or DENY
+//!   action: ALLOW                                                    # or DENY, AUDIT
 //!   rules:
 //!   - sources:                                                       # absent: anyone; []: nobody
 //!     - {type: ServiceAccount, serviceAccount: {namespace: shop, name: cart}}
 //!     - {type: CIDR, cidrs: [10.0.0.0/8], notCidrs: [10.1.0.0/16]}
 //!     networkAttributes: {ports: [8080]}
+//!     requestAttributes: {methods: [GET], paths: [{value: /api}]}    # see `requests`
 //! ```
 //!
 //! With any mistake the object is kept as broken: it denies what it targets, and its targets are read leniently,
@@ -23,6 +24,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::decode::{Mistake, decode};
+use super::requests::{self, RawRequests};
 use super::selector::RawSelector;
 use super::{Key, meta, whole};
 use crate::model::policy::{Action, IdentityMatch, Policy, Rule, Source, Target};
@@ -69,6 +71,7 @@ struct RawTarget {
 enum RawAction {
     Allow,
     Deny,
+    Audit,
 }
 
 fn allow() -> RawAction {
@@ -87,6 +90,8 @@ struct RawRule {
     sources: Option<Vec<RawSource>>,
     #[serde(default, deserialize_with = "present")]
     network_attributes: Option<RawAttributes>,
+    #[serde(default, deserialize_with = "present")]
+    request_attributes: Option<RawRequests>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,8 +162,9 @@ pub(super) fn read(value: &Value, key: &Key, mistakes: &mut Vec<Mistake>) -> Vec
     });
     let (targets, action, rules) = checked.unwrap_or_else(|mistake| {
         mistakes.push(mistake);
-        (lenient_targets(value, key), RawAction::Deny, Vec::new())
+        (lenient_targets(value, key), lenient_action(value), Vec::new())
     });
+    let action = if is_audit_at_most(mistakes) { action } else { enforcing(action) };
     let broken = mistakes.first().map(|mistake| Arc::from(format!("{}: {}", mistake.field, mistake.reason)));
     let policy = |target| {
         Arc::new(Policy {
@@ -167,6 +173,7 @@ pub(super) fn read(value: &Value, key: &Key, mistakes: &mut Vec<Mistake>) -> Vec
             action: match action {
                 RawAction::Allow => Action::Allow,
                 RawAction::Deny => Action::Deny,
+                RawAction::Audit => Action::Audit,
             },
             target,
             rules: if broken.is_some() { Vec::new() } else { rules.clone() },
@@ -174,6 +181,26 @@ pub(super) fn read(value: &Value, key: &Key, mistakes: &mut Vec<Mistake>) -> Vec
         })
     };
     targets.into_iter().map(policy).collect()
+}
+
+/// The action of an object that is broken elsewhere.
+fn lenient_action(value: &Value) -> RawAction {
+    let action = value.get("spec").and_then(|spec| spec.get("action")).and_then(Value::as_str);
+    if action == Some("AUDIT") { RawAction::Audit } else { RawAction::Deny }
+}
+
+/// Whether the mistakes leave it beyond doubt what the action is: an AUDIT that may have been a DENY is one.
+fn is_audit_at_most(mistakes: &[Mistake]) -> bool {
+    let inside =
+        |mistake: &Mistake| ["spec.rules", "spec.targetRefs"].iter().any(|part| mistake.field.starts_with(part));
+    mistakes.iter().all(inside)
+}
+
+fn enforcing(action: RawAction) -> RawAction {
+    match action {
+        RawAction::Audit => RawAction::Deny,
+        other => other,
+    }
 }
 
 /// The targets of an object that is broken elsewhere; everything it may have meant when they are broken too.
@@ -221,7 +248,8 @@ fn check_rule(index: usize, rule: RawRule, namespace: &Arc<str>) -> Result<Rule,
     }
     let check = |(at, source)| check_source(&format!("{field}.sources[{at}]"), source, namespace);
     let sources = rule.sources.map(|sources| sources.into_iter().enumerate().map(check).collect());
-    Ok(Rule { sources: sources.transpose()?, ports })
+    let requests = rule.request_attributes.map(|raw| requests::check(&format!("{field}.requestAttributes"), raw));
+    Ok(Rule { sources: sources.transpose()?, ports, requests: requests.transpose()? })
 }
 
 fn check_source(field: &str, source: RawSource, namespace: &Arc<str>) -> Result<Source, Mistake> {

@@ -13,6 +13,7 @@ mod peer_policy;
 mod place;
 mod pod;
 mod probes;
+mod requests;
 mod route;
 mod selector;
 mod service;
@@ -36,7 +37,8 @@ pub(super) use self::route::{Route, RouteRule};
 pub(super) use self::service::{Distribution, Service, ServiceSpecPort, TargetPort};
 pub(super) use self::slice::{Slice, SliceEndpoint};
 pub(super) use self::suspect::suspects;
-use crate::model::policy::{Policy, Target};
+use crate::model::policy::{Action, Policy, Target};
+use crate::model::problem::Effect;
 use crate::model::route::RouteKind;
 
 /// The API group of our own kinds.
@@ -160,6 +162,18 @@ pub(super) enum Object {
 }
 
 impl Object {
+    /// What a mistake in the object leads to.
+    pub(super) fn effect_of_mistakes(&self) -> Effect {
+        match self {
+            // It enforces nothing, so there is nothing to fall back to.
+            Self::Authorization(policies) if policies.iter().all(|policy| policy.action == Action::Audit) => {
+                Effect::Ignored
+            }
+            Self::Authorization(_) | Self::Peer(_) => Effect::Denies,
+            _ => Effect::Partly,
+        }
+    }
+
     /// An enforcement object as it is when it cannot be trusted: denying all that it targets. Others stay.
     pub(super) fn broken(self, reason: &str) -> Self {
         match self {

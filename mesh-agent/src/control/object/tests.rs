@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::control::document::{Document, documents};
-use crate::model::policy::{Action, IdentityMatch, Rule, Source};
+use crate::model::policy::{Action, HostMatch, IdentityMatch, RequestMatch, Rule, Source};
+use crate::model::problem::Effect;
+use crate::model::route::{HeaderMatch, PathMatch, Pattern, TextMatch};
 use crate::model::selector::{LabelSelector, Operator, Requirement};
 use crate::model::workload::{Captured, PeerMode};
 
@@ -91,8 +93,8 @@ fn a_whole_authorization_policy_is_read_field_by_field() {
         by(IdentityMatch::Not(vec![IdentityMatch::Namespace("bank".into()), account("shop", "x")])),
     ];
     let rules = vec![
-        Rule { sources: Some(sources), ports: Some(vec![80, 443]) },
-        Rule { sources: Some(vec![]), ports: None },
+        Rule { sources: Some(sources), ports: Some(vec![80, 443]), requests: None },
+        Rule { sources: Some(vec![]), ..Rule::default() },
         Rule::default(),
     ];
     let policy = |target| Policy {
@@ -147,7 +149,7 @@ fn check_broken(spec: &str, mistake: &str, target: Target) {
 fn every_mistake_of_a_policy_is_named_and_breaks_it_for_its_targets() {
     let all = || Target::Namespace("shop".into());
     check_broken("{rulez: []}", "spec.rulez: unknown field", all());
-    check_broken("{action: AUDIT}", "spec.action: unknown variant `AUDIT`", all());
+    check_broken("{action: WATCH}", "spec.action: unknown variant `WATCH`", all());
     check_broken("{enforcementLevel: Application}", "spec.enforcementLevel: unknown variant", all());
     check_broken("{targetRefs: [{kind: Service, selector: {}}]}", "spec.targetRefs[0].kind: only `Pod`", all());
     check_broken("{targetRefs: [{kind: Pod}]}", "spec.targetRefs[0]: missing field `selector`", all());
@@ -173,6 +175,25 @@ fn every_mistake_of_a_policy_is_named_and_breaks_it_for_its_targets() {
             "{networkAttributes: {ports: [65536]}}",
             "rules[0].networkAttributes.ports[0]: invalid value: integer `65536`",
         ),
+        ("{requestAttributes: null}", "rules[0].requestAttributes: invalid type: null"),
+        ("{requestAttributes: {}}", "rules[0].requestAttributes: asks for nothing"),
+        ("{requestAttributes: {path: []}}", "rules[0].requestAttributes.path: unknown field"),
+        ("{requestAttributes: {methods: []}}", "requestAttributes.methods: an empty list"),
+        ("{requestAttributes: {methods: [get]}}", "requestAttributes.methods[0]: `get` is not a method in upper case"),
+        ("{requestAttributes: {methods: ['G T']}}", "requestAttributes.methods[0]: `G T`"),
+        ("{requestAttributes: {paths: []}}", "requestAttributes.paths: an empty list"),
+        ("{requestAttributes: {paths: [{}]}}", "requestAttributes.paths[0].value: missing"),
+        ("{requestAttributes: {paths: [{value: null}]}}", "requestAttributes.paths[0].value: missing"),
+        ("{requestAttributes: {paths: [{value: admin}]}}", "paths[0].value: `admin` does not begin with /"),
+        ("{requestAttributes: {paths: [{value: /a/../b}]}}", "paths[0].value: `/a/../b` contains /../"),
+        ("{requestAttributes: {paths: [{value: /a%5Cb}]}}", "paths[0].value: `/a%5Cb` can be read in several ways"),
+        ("{requestAttributes: {paths: [{type: RegularExpression, value: '['}]}}", "paths[0].value: `[` is no pattern"),
+        ("{requestAttributes: {hosts: []}}", "requestAttributes.hosts: an empty list"),
+        ("{requestAttributes: {hosts: [A]}}", "requestAttributes.hosts[0]: `A` is not a host name"),
+        ("{requestAttributes: {hosts: ['*']}}", "requestAttributes.hosts[0]: `*` is not a host name"),
+        ("{requestAttributes: {headers: []}}", "requestAttributes.headers: an empty list"),
+        ("{requestAttributes: {headers: [{name: Host, value: a}]}}", "headers[0].name: use `hosts`"),
+        ("{requestAttributes: {headers: [{name: a}]}}", "requestAttributes.headers[0]: missing field `value`"),
         ("{sources: [{type: Node}]}", "rules[0].sources[0].type: unknown variant `Node`"),
         ("{sources: [{}]}", "rules[0].sources[0]: missing field `type`"),
         ("{sources: [{type: ServiceAccount}]}", "rules[0].sources[0].serviceAccount: missing"),
@@ -196,6 +217,54 @@ fn every_mistake_of_a_policy_is_named_and_breaks_it_for_its_targets() {
     ] {
         let spec = format!("{{rules: [{rule}], targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: web}}}}}}]}}");
         check_broken(&spec, mistake, web());
+    }
+}
+
+#[test]
+fn what_a_rule_asks_of_requests_is_read_in_canonical_form() {
+    let (policies, mistakes) = authorization(
+        SHOP,
+        "
+  action: AUDIT
+  rules:
+  - requestAttributes:
+      methods: [GET, M-SEARCH]
+      paths: [{value: /%61pi/}, {type: Exact, value: /caf%c3%a9}, {type: RegularExpression, value: '/v[0-9]'}]
+      hosts: [shop.example, '*.shop.example']
+      headers: [{name: X-Team, value: blue}]
+",
+    );
+    assert_eq!(mistakes, [""; 0]);
+    let requests = RequestMatch {
+        methods: Some(vec!["GET".parse().unwrap(), "M-SEARCH".parse().unwrap()]),
+        paths: Some(vec![
+            PathMatch::Prefix("/api/".into()),
+            PathMatch::Exact("/caf%C3%A9".into()),
+            PathMatch::Regex(Pattern::new("/v[0-9]").unwrap()),
+        ]),
+        hosts: Some(vec![HostMatch::Exact("shop.example".into()), HostMatch::Below(".shop.example".into())]),
+        headers: vec![HeaderMatch { name: "x-team".parse().unwrap(), value: TextMatch::Exact("blue".into()) }],
+    };
+    assert_eq!(policies[0].rules, [Rule { requests: Some(requests), ..Rule::default() }]);
+    assert_eq!(policies[0].action, Action::Audit);
+}
+
+#[test]
+fn a_broken_audit_denies_only_where_it_may_have_been_something_else() {
+    for (text, action, effect) in [
+        ("spec: {action: AUDIT, rules: [{x: 1}]}", Action::Audit, Effect::Ignored),
+        ("spec: {action: AUDIT, rules: 1}", Action::Audit, Effect::Ignored),
+        ("spec: {action: AUDIT, targetRefs: [{}]}", Action::Audit, Effect::Ignored),
+        ("spec: {action: DENY, action: AUDIT}", Action::Deny, Effect::Denies),
+        ("spec: {action: DENY}\nspec: {action: AUDIT}", Action::Deny, Effect::Denies),
+        ("spec: {action: AUDIT, actions: DENY}", Action::Deny, Effect::Denies),
+        ("spec: {action: Audit}", Action::Deny, Effect::Denies),
+    ] {
+        let head = format!("apiVersion: {API_VERSION}\nkind: AuthorizationPolicy\nmetadata: {SHOP}\n{text}\n");
+        let (found, mistakes) = object(&head);
+        assert_eq!(found.effect_of_mistakes(), effect, "{text}");
+        let Object::Authorization(policies) = found else { panic!("{text}") };
+        assert!(policies[0].action == action && policies[0].broken.is_some() && !mistakes.is_empty(), "{text}");
     }
 }
 

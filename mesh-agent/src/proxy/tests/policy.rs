@@ -18,7 +18,7 @@ fn about(name: &str, action: Action, account: &str) -> Policy {
         name: name.into(),
         action,
         target: Target::Namespace("shop".into()),
-        rules: vec![Rule { sources: Some(vec![source]), ports: None }],
+        rules: vec![Rule { sources: Some(vec![source]), ..Rule::default() }],
         broken: None,
     }
 }

@@ -40,10 +40,10 @@ struct RawMatch {
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct RawPath {
+pub(in crate::control::object) struct RawPath {
     #[serde(rename = "type", default)]
     kind: RawPathType,
-    value: Option<String>,
+    pub(in crate::control::object) value: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
@@ -109,7 +109,7 @@ fn check_match(field: &str, raw: RawMatch) -> Checked<Match> {
     })
 }
 
-fn path(field: &str, raw: RawPath) -> Checked<PathMatch> {
+pub(super) fn path(field: &str, raw: RawPath) -> Checked<PathMatch> {
     let value = raw.value.unwrap_or_else(|| "/".to_owned());
     if value.len() > MAX_PATH_BYTES {
         return wrong(field, format!("{} bytes; the most is {MAX_PATH_BYTES}", value.len()));

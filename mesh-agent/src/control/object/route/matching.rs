@@ -12,7 +12,7 @@ const MAX_HEADERS: usize = 16;
 const MAX_VALUE_BYTES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
-pub(super) enum RawType {
+pub(in crate::control::object) enum RawType {
     #[default]
     Exact,
     RegularExpression,
@@ -20,10 +20,10 @@ pub(super) enum RawType {
 
 /// A header or query parameter.
 #[derive(Debug, Deserialize)]
-pub(super) struct RawNamed {
+pub(in crate::control::object) struct RawNamed {
     #[serde(rename = "type", default)]
     pub(super) kind: RawType,
-    pub(super) name: String,
+    pub(in crate::control::object) name: String,
     pub(super) value: String,
 }
 

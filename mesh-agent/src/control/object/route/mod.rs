@@ -25,7 +25,10 @@ use serde_json::Value;
 
 use super::decode::{Mistake, decode};
 use super::meta;
-use crate::model::route::{Match, ParentRef, PathMatch, RouteKind, RouteName, Rule, RuleId, Timeouts};
+use crate::model::route::{HeaderMatch, Match, ParentRef, PathMatch, RouteKind, RouteName, Rule, RuleId, Timeouts};
+
+pub(super) use self::http_rule::RawPath;
+pub(super) use self::matching::RawNamed;
 
 /// The API group of routes.
 pub(super) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -107,6 +110,27 @@ impl From<Mistake> for Mistakes {
 }
 
 type Checked<T> = Result<T, Mistakes>;
+
+impl Mistakes {
+    fn first(self) -> Mistake {
+        self.0.into_iter().next().unwrap_or_else(|| Mistake::new("", "unreadable"))
+    }
+}
+
+/// A path to compare with, for other kinds of object.
+pub(super) fn check_path(field: &str, raw: RawPath) -> Result<PathMatch, Mistake> {
+    http_rule::path(field, raw).map_err(Mistakes::first)
+}
+
+/// Headers to compare with, for other kinds of object.
+pub(super) fn check_headers(field: &str, raw: Vec<RawNamed>) -> Result<Vec<HeaderMatch>, Mistake> {
+    matching::headers(field, raw).map_err(Mistakes::first)
+}
+
+/// A host in lower case, for other kinds of object.
+pub(super) fn check_host(field: &str, host: &str) -> Result<(), Mistake> {
+    matching::hostname(field, host).map_err(Mistakes::first)
+}
 
 fn wrong<T>(field: &str, reason: impl std::fmt::Display) -> Checked<T> {
     Err(Mistake::new(field, reason).into())
