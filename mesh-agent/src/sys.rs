@@ -130,6 +130,13 @@ pub fn bpf_link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `CLOCK_MONOTONIC` in nanoseconds, as `bpf_ktime_get_ns` gives it.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
+}
+
 /// Waits until every eBPF program that was running when this was called has ended: what it read of a map that was
 /// written before is of the past (`MEMBARRIER_CMD_GLOBAL` of membarrier(2): one RCU grace period, about 10 ms).
 pub fn wait_for_readers() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::counter::Counter;
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use crate::capture::{Closed, EventReader, Kernel, KernelEvent, LiveNative, Refusal, Sweep, Traffic};
@@ -26,11 +27,16 @@ const CHANGED: &str = "<changed-since>";
 /// How often live native connections are read: what they have carried is in the metrics within this time.
 const SWEEP: Duration = Duration::from_secs(15);
 
+/// How often is looked whether this agent's programs are in force.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Writes what the kernel tells.
 pub(super) struct Scribe {
     kernel: Arc<Kernel>,
     snapshots: Arc<SnapshotStore>,
     telemetry: Arc<Telemetry>,
+    /// `CLOCK_MONOTONIC` when counting began, in nanoseconds: connections that are older have been counted so far.
+    since_ns: u64,
     /// Connections that a sweep has seen, by ends and start.
     open: HashMap<Key, Open>,
 }
@@ -50,31 +56,52 @@ struct Open {
 }
 
 impl Scribe {
-    pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, telemetry: Arc<Telemetry>) -> Self {
-        Self { kernel, snapshots, telemetry, open: HashMap::new() }
+    pub(super) fn new(
+        kernel: Arc<Kernel>,
+        snapshots: Arc<SnapshotStore>,
+        telemetry: Arc<Telemetry>,
+        since_ns: u64,
+    ) -> Self {
+        Self { kernel, snapshots, telemetry, since_ns, open: HashMap::new() }
     }
 
-    /// Reads until the ring is gone.
-    pub(super) async fn write_all(mut self, mut events: EventReader) {
+    /// Reads until the ring is gone, or until `stop` is told: then everything is counted up to now.
+    pub(super) async fn write_all(mut self, mut events: EventReader, mut stop: oneshot::Receiver<()>) {
+        // Before the pods are enrolled nobody could be named.
+        while !self.kernel.in_force() {
+            tokio::time::sleep(LOOK).await;
+        }
         let mut sweeps = tokio::time::interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(KernelEvent::Refused(refusal)) => self.refused(&refusal),
-                    Some(KernelEvent::Closed(closed)) => self.closed(&closed),
+                    Some(event) => self.told(&event),
                     None => break,
                 },
-                _ = sweeps.tick() => {
-                    let kernel = Arc::clone(&self.kernel);
-                    // It panics nowhere; if it did, the next one is as good.
-                    if let Ok(sweep) = tokio::task::spawn_blocking(move || kernel.sweep()).await {
-                        self.swept(&sweep);
-                    }
+                _ = sweeps.tick() => self.sweep().await,
+                _ = &mut stop => {
+                    events.ready().for_each(|event| self.told(&event));
+                    return self.sweep().await;
                 }
             }
         }
         tracing::error!("the kernel's events cannot be read any more; refusals are still counted");
+    }
+
+    fn told(&mut self, event: &KernelEvent) {
+        match event {
+            KernelEvent::Refused(refusal) => self.refused(refusal),
+            KernelEvent::Closed(closed) => self.closed(closed),
+        }
+    }
+
+    async fn sweep(&mut self) {
+        let kernel = Arc::clone(&self.kernel);
+        // It panics nowhere; if it did, the next one is as good.
+        if let Ok(sweep) = tokio::task::spawn_blocking(move || kernel.sweep()).await {
+            self.swept(&sweep);
+        }
     }
 
     fn pod(&self, snapshot: &Snapshot, cookie: u64) -> Option<Arc<Workload>> {
@@ -119,7 +146,11 @@ impl Scribe {
             (record.lane, record.security) = (Lane::Native, Security::Kernel);
             record
         });
-        Open { records, counted: Traffic::default(), missed: 0 }
+        let mut open = Open { records, counted: Traffic::default(), missed: 0 };
+        if at.started_ns < self.since_ns {
+            open.inherit(&at.traffic);
+        }
+        open
     }
 
     fn swept(&mut self, sweep: &Sweep) {
@@ -162,6 +193,12 @@ impl Drop for Scribe {
 }
 
 impl Open {
+    /// Leaves out what another agent has counted.
+    fn inherit(&mut self, traffic: &Traffic) {
+        self.records.iter_mut().for_each(|record| record.inherited(traffic.sent, traffic.received));
+        self.counted = *traffic;
+    }
+
     /// Counts what has been carried since the last time.
     fn carry(&mut self, traffic: &Traffic, lasted: Option<Duration>) {
         let sent = traffic.sent.saturating_sub(self.counted.sent);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use aya::maps::{MapData, RingBuf};
 use mesh_common::counter::Counter;
 use mesh_common::key::Ip;
+use mesh_common::limits::EVENT_BYTES;
 use mesh_common::value::{ClosedEvent, Event};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -68,13 +69,19 @@ impl EventReader {
         Ok(Self { ring, tick })
     }
 
+    /// What has been told by now; ends, however much is told meanwhile.
+    pub fn ready(&mut self) -> impl Iterator<Item = KernelEvent> + '_ {
+        const MOST: usize = EVENT_BYTES as usize / size_of::<Event>();
+        let ring = self.ring.get_mut();
+        let items = std::iter::from_fn(|| ring.next().map(|item| parse(&item)));
+        items.take(MOST).flatten()
+    }
+
     /// The next event; waits for one. `None` when the ring is gone.
     pub async fn next(&mut self) -> Option<KernelEvent> {
         loop {
-            while let Some(item) = self.ring.get_mut().next() {
-                if let Some(event) = parse(&item) {
-                    return Some(event);
-                }
+            if let Some(event) = self.ready().next() {
+                return Some(event);
             }
             tokio::select! {
                 ready = self.ring.readable_mut() => ready.ok()?.clear_ready(),

@@ -158,6 +158,13 @@ impl ConnectionRecord {
         &self.meter
     }
 
+    /// An earlier agent has counted the connection, and these bytes of it: they are in the log line alone.
+    pub fn inherited(&mut self, sent: u64, received: u64) {
+        self.meter.series.get_or_init(|| self.telemetry.series().inherit(&self.labels()));
+        self.meter.sent.set(sent);
+        self.meter.received.set(received);
+    }
+
     /// The kernel has counted more bytes in both directions; `lasted` once the connection is over.
     pub fn carried(&mut self, sent: u64, received: u64, lasted: Option<Duration>) {
         self.lasted = lasted;
@@ -183,8 +190,8 @@ impl ConnectionRecord {
         self.write(&ending.into());
     }
 
-    fn resolve(&self) -> Arc<Series> {
-        let labels = || Labels {
+    fn labels(&self) -> Labels {
+        Labels {
             reporter: self.reporter,
             source_workload: self.source.workload.clone(),
             source_namespace: self.source.namespace.clone(),
@@ -193,8 +200,11 @@ impl ConnectionRecord {
             destination_namespace: self.destination.namespace.clone(),
             lane: self.lane,
             security: self.security,
-        };
-        Arc::clone(self.meter.series.get_or_init(|| self.telemetry.series().open(&labels())))
+        }
+    }
+
+    fn resolve(&self) -> Arc<Series> {
+        Arc::clone(self.meter.series.get_or_init(|| self.telemetry.series().open(&self.labels())))
     }
 
     fn write(&mut self, ending: &Ending) {

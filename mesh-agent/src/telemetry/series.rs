@@ -83,8 +83,14 @@ impl Default for SeriesStore {
 impl SeriesStore {
     /// Counts an opened connection and returns its series.
     pub fn open(&self, labels: &Labels) -> Arc<Series> {
-        let series = self.find(labels);
+        let series = self.inherit(labels);
         series.opened.fetch_add(1, Relaxed);
+        series
+    }
+
+    /// The series of a connection that an earlier agent has counted as opened.
+    pub fn inherit(&self, labels: &Labels) -> Arc<Series> {
+        let series = self.find(labels);
         series.live.fetch_add(1, Relaxed);
         self.touch(&series);
         series
