@@ -19,6 +19,7 @@ use crate::capture::{Kernel, Kubelet};
 use crate::config::Config;
 use crate::proxy::Proxy;
 use crate::snapshot::SnapshotStore;
+use crate::sys;
 use crate::telemetry::{Registry, Telemetry};
 
 /// How often the kubelet is looked for: its probes fail for no longer than this after it has moved.
@@ -36,12 +37,15 @@ pub(super) struct Duties {
     pub(super) board: Arc<Board>,
     pub(super) orders: mpsc::UnboundedSender<Order>,
     pub(super) running: Running,
+    /// `CLOCK_MONOTONIC` when another agent stopped counting, or this one did, in nanoseconds.
+    pub(super) counting_since_ns: u64,
 }
 
 /// Those that are tasks.
 #[derive(Default)]
 pub(super) struct Running {
     events: Option<JoinHandle<()>>,
+    stop_events: Option<oneshot::Sender<()>>,
     kubelet: Option<JoinHandle<()>>,
     metrics: Option<JoinHandle<()>>,
     status: Option<JoinHandle<()>>,
@@ -51,8 +55,10 @@ impl Duties {
     /// Begins to read what the kernel tells: two readers would take it from each other.
     pub(super) fn read_events(&mut self) -> Result<()> {
         let (kernel, snapshots) = (Arc::clone(&self.kernel), Arc::clone(&self.snapshots));
-        let scribe = Scribe::new(kernel, snapshots, Arc::clone(&self.telemetry));
-        self.running.events = Some(tokio::spawn(scribe.write_all(self.kernel.events()?)));
+        let scribe = Scribe::new(kernel, snapshots, Arc::clone(&self.telemetry), self.counting_since_ns);
+        let (stop, stopped) = oneshot::channel();
+        self.running.events = Some(tokio::spawn(scribe.write_all(self.kernel.events()?, stopped)));
+        self.running.stop_events = Some(stop);
         let follow = self.config.kubelet.clone().map(|kubelet| follow_kubelet(Arc::clone(&self.kernel), kubelet));
         self.running.kubelet = follow.map(tokio::spawn);
         Ok(())
@@ -92,7 +98,12 @@ impl Duties {
     /// Writes nothing any more, and leaves the kernel's events to another.
     pub(super) async fn stop_writing(&mut self) -> Result<()> {
         self.order(Order::Pause).await?;
-        end(&mut self.running.events).await;
+        // Another one counts from here on.
+        self.running.stop_events = None;
+        if let Some(events) = self.running.events.take() {
+            let _ = events.await;
+        }
+        self.counting_since_ns = sys::monotonic_ns();
         end(&mut self.running.kubelet).await;
         Ok(())
     }
@@ -104,10 +115,11 @@ impl Duties {
 
     /// Puts the listeners back and does again whatever was given up.
     pub(super) async fn take_back(&mut self) -> Result<()> {
+        // At once: loading programs takes a while.
+        self.serve_status()?;
         self.order(Order::Resume).await?;
         self.kernel.remove_other_maps();
         self.read_events()?;
-        self.serve_status()?;
         if !self.serve_metrics().await? {
             tracing::error!(address = %self.config.metrics, "the metrics endpoint is taken; nobody can ask this agent");
         }

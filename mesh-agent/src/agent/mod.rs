@@ -38,7 +38,7 @@ use crate::sys;
 use crate::telemetry::{Registry, Telemetry};
 use crate::tls::Tls;
 use duties::{Duties, Running};
-use handover::charge::Charge;
+use handover::charge::{self, Charge};
 use handover::successor;
 use metrics::{Board, BoardCollector};
 use pods::{Parts, Pods};
@@ -125,7 +125,12 @@ async fn serve(config: Config) -> Result<()> {
         mandate = successor::take_over(&config.state_dir, &config.instance, prepared) => mandate?,
         () = stop.told() => return Ok(()),
     };
-    // From here on nobody else writes.
+    let owner = tokio::select! {
+        owner = charge::claim(&config, mandate.as_ref()) => owner?,
+        () = stop.told() => return Ok(()),
+    };
+    // From here on nobody else writes, or counts what the kernel carries.
+    let counting_since_ns = sys::monotonic_ns();
     let kernel = Arc::new(Kernel::start(kernel_config(&config))?);
     let board = Board::new(Arc::clone(&kernel), Arc::clone(&base.snapshots), Arc::clone(&base.certificates));
     let board = Arc::new(board);
@@ -146,6 +151,7 @@ async fn serve(config: Config) -> Result<()> {
         board: Arc::clone(&board),
         orders: orders.clone(),
         running: Running::default(),
+        counting_since_ns,
     };
     duties.read_events()?;
     let (standing, stands) = oneshot::channel();
@@ -155,6 +161,7 @@ async fn serve(config: Config) -> Result<()> {
         ready: Arc::clone(&base.ready),
         standing: Some(standing),
     };
+    let linger = if mandate.is_some() { pods::LINGER } else { Duration::ZERO };
     let parts = Parts {
         kernel: Arc::clone(&kernel),
         proxy: Arc::clone(&proxy),
@@ -162,11 +169,12 @@ async fn serve(config: Config) -> Result<()> {
         wanted: base.wanted.clone(),
         publish: publisher(&config),
         wire: proxy::WIRE.iter().map(|alpn| Arc::from(*alpn)).collect(),
+        linger,
     };
     let pods = std::thread::Builder::new().name("pods".into()).spawn(move || thread.run(Pods::new(parts), ordered))?;
 
     let (succeeded, mut successor) = oneshot::channel();
-    let mut charge = Charge::new(mandate, stands, duties, succeeded);
+    let mut charge = Charge::new((mandate, owner), stands, duties, succeeded);
     tracing::info!(node = config.node, instance = config.instance, metrics = %config.metrics, "mesh-agent is up");
     let why = tokio::select! {
         () = stop.told() => Why::Told,
@@ -174,10 +182,16 @@ async fn serve(config: Config) -> Result<()> {
         ended = &mut base.source => Why::Failed(ended.context("the source's task").flatten().err()),
         Err(error) = charge.run() => Why::Failed(Some(error)),
     };
+    let wait = config.wait_when_succeeded && matches!(why, Why::Succeeded);
     base.ready.lacks(Condition::Serving, "stopping".to_owned());
     // A predecessor that still waits serves again before this agent stops to.
     charge.leave().await;
-    Ending { config: &config, kernel: &kernel, proxy: &proxy, orders, pods }.end(why).await
+    Ending { config: &config, kernel: &kernel, proxy: &proxy, orders, pods }.end(why).await?;
+    if wait {
+        tracing::info!("succeeded; waiting to be told to end");
+        stop.told().await;
+    }
+    Ok(())
 }
 
 /// Why the agent ends.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::inherited::Leaver;
 use super::stage::{Member, PodReport, Rules, Stage, generation, published};
 
 use crate::capture::{EnrolledPod, Kernel, NotCaptured};
@@ -30,7 +31,7 @@ use crate::sys;
 
 /// How long a leaving pod still takes tunnels: an agent that has not read of it yet (its snapshot is at most
 /// 1 s old) must not fail.
-const LINGER: Duration = Duration::from_secs(3);
+pub(super) const LINGER: Duration = Duration::from_secs(3);
 /// How long a pod that joins while others already talk to it takes plaintext although it is strict: the same
 /// second of the others, twice. A pod that was never seen outside the mesh is strict from the start.
 const LENIENCY: Duration = Duration::from_secs(2);
@@ -45,6 +46,8 @@ pub(super) struct Parts {
     pub(super) wanted: watch::Sender<BTreeSet<Identity>>,
     pub(super) publish: Publish,
     pub(super) wire: Vec<Arc<str>>,
+    /// How long a predecessor serves pods that are leaving.
+    pub(super) linger: Duration,
 }
 
 /// Tells the other agents what is captured on this node: all of it, each time.
@@ -62,6 +65,8 @@ pub(super) struct Pods {
     /// How often the maps have been written.
     pub(super) fillings: u32,
     pub(super) reaped: bool,
+    /// None before the first look.
+    pub(super) leavers: Option<Vec<Leaver>>,
 }
 
 impl Pods {
@@ -74,6 +79,7 @@ impl Pods {
             seen_outside: HashSet::new(),
             fillings: 0,
             reaped: false,
+            leavers: None,
         }
     }
 
@@ -85,6 +91,7 @@ impl Pods {
             .map(|workload| (Arc::clone(&workload.uid), Arc::clone(workload)))
             .collect();
         self.note_outsiders(snapshot);
+        self.note_leavers(&wanted, snapshot, now);
         self.want_identities(&wanted);
         self.leave(&wanted, snapshot, now);
         // Withdrawn before anything is taken away, published after everything stands.
@@ -102,7 +109,7 @@ impl Pods {
         self.come_into_force(snapshot, synced.is_ok());
         self.publish();
         self.judge_again(snapshot);
-        self.reap(&wanted);
+        self.reap(&wanted, now);
         self.next_look()
     }
 
@@ -326,8 +333,9 @@ impl Pods {
         let stages = self.stages.values().filter_map(|(_, stage)| when(stage));
         // What could not be written is tried again at the same pace.
         let sync = self.parts.kernel.next_sync().map(|due| due.max(Instant::now() + POLL));
-        let force = (!self.parts.kernel.in_force()).then(|| Instant::now() + POLL);
-        stages.chain(sync).chain(force).min()
+        let awaited = !self.in_force() || self.leavers.as_ref().is_some_and(|leavers| !leavers.is_empty());
+        let inherited = awaited.then(|| Instant::now() + POLL);
+        stages.chain(sync).chain(inherited).min()
     }
 
     /// Where every pod stands.

@@ -42,8 +42,8 @@ const MAPS: [&str; 11] = [
     "stats",
     "twin",
 ];
-pub(super) const MAPS_PREFIX: &str = "maps-";
-pub(super) const RECORDS_PREFIX: &str = "records-";
+const MAPS_PREFIX: &str = "maps-";
+const RECORDS_PREFIX: &str = "records-";
 
 /// Which object is the kernel half.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,6 +115,8 @@ pub(super) struct Object {
     deny_errno: i32,
     pub(super) records: PathBuf,
     pub(super) maps: PathBuf,
+    /// Directories of maps that were there before.
+    pub(super) earlier: Vec<PathBuf>,
 }
 
 impl Object {
@@ -129,9 +131,11 @@ impl Object {
                 other => other.map_err(fail)?,
             }
         }
-        let maps = next_maps(&config.root()).map_err(fail)?;
+        let mut earlier = map_directories(&config.root()).map_err(fail)?;
+        earlier.retain(|dir| *dir != records);
+        let maps = config.root().join(format!("{MAPS_PREFIX}{}", next_number(&earlier)));
         fs::create_dir(&maps).map_err(fail)?;
-        Ok(Self { half: config.half, deny_errno: config.deny_errno, records, maps })
+        Ok(Self { half: config.half, deny_errno: config.deny_errno, records, maps, earlier })
     }
 
     /// Loads the maps; those that are pinned already are used as they are. `pod_cookie` makes the programs of one pod.
@@ -156,15 +160,23 @@ impl Object {
     }
 }
 
-/// A directory that no agent of this instance has had, as far as one can still see.
-fn next_maps(root: &Path) -> io::Result<PathBuf> {
-    let mut last = 0;
+/// Every directory of maps and records of an instance.
+pub(super) fn map_directories(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(root)? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix(MAPS_PREFIX)).and_then(|n| n.parse().ok());
-        last = last.max(number.unwrap_or(0));
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if [MAPS_PREFIX, RECORDS_PREFIX].iter().any(|prefix| name.starts_with(prefix)) {
+            found.push(entry.path());
+        }
     }
-    Ok(root.join(format!("{MAPS_PREFIX}{}", u64::wrapping_add(last, 1))))
+    Ok(found)
+}
+
+/// A number that no agent has, as far as one can still see.
+fn next_number(earlier: &[PathBuf]) -> u64 {
+    let names = earlier.iter().filter_map(|dir| dir.file_name()?.to_str()?.strip_prefix(MAPS_PREFIX));
+    names.filter_map(|number| number.parse().ok()).max().unwrap_or(0_u64).wrapping_add(1)
 }
 
 /// Takes a map out of a loaded object.

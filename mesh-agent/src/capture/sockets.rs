@@ -87,13 +87,22 @@ fn connection(id: &SocketId) -> DirectConnection {
 /// its own, and the accepted socket inherits the mark).
 fn came_in_direct(socket: &InetResponse, connection: &DirectConnection, listening: &HashSet<u16>) -> bool {
     let (local, peer) = (connection.local, connection.peer);
-    let marked = socket.nlas.iter().any(|nla| matches!(nla, Nla::Mark(MARK)));
     listening.contains(&local.port())
         && local.port() != TUNNEL_PORT
         && !is_agent_port(local.port())
         && !peer.ip().is_loopback()
         && peer.ip() != local.ip()
-        && !marked
+        && !is_marked(socket)
+}
+
+/// Whether an agent has delivered a connection that still stands to the network namespace that the thread is in.
+pub(super) fn any_marked() -> io::Result<bool> {
+    let sockets = dump_all(&ExtensionFlags::empty())?;
+    Ok(sockets.iter().any(|socket| LIVE.contains(&socket.header.state) && is_marked(socket)))
+}
+
+fn is_marked(socket: &InetResponse) -> bool {
+    socket.nlas.iter().any(|nla| matches!(nla, Nla::Mark(MARK)))
 }
 
 /// Every TCP socket of the network namespace that the calling thread is in.

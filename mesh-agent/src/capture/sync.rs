@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aya::maps::lpm_trie::Key;
@@ -13,10 +13,8 @@ use mesh_common::value::{MeshIpValue, NO_POLICY, POD_CAPTURES, PodValue, PortRul
 
 use super::error::CaptureError;
 use super::kernel::{Kernel, Maps};
-use super::netns::Netns;
 use super::pod::EnrolledPod;
-use super::uninstall::pinned_cookies;
-use super::{digest, links, rules, services};
+use super::{digest, rules, services};
 pub(super) use crate::model::addr::key_ip;
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::policy::facts;
@@ -90,38 +88,6 @@ impl Kernel {
     pub fn next_sync(&self) -> Option<Instant> {
         let maps = self.lock_maps();
         maps.rules.due().into_iter().chain(maps.services_written.due()).min()
-    }
-
-    /// Keeps under its rules a pod that an earlier agent had captured and this one cannot enrol: to be called before
-    /// [`Kernel::come_into_force`], and whenever the snapshot has changed. Nobody listens there, so that what is not
-    /// decided by the kernel alone is refused, or passes without the mesh where the pod may do without. Other pods are
-    /// left alone.
-    ///
-    /// # Errors
-    /// What could not be written.
-    pub fn guard(&self, workload: &Workload, snapshot: &Snapshot) -> Result<(), CaptureError> {
-        let Some(netns) = Netns::named_by(workload).filter(|netns| self.lookup_pin(netns.cookie).exists()) else {
-            return Ok(());
-        };
-        {
-            let mut maps = self.lock_maps();
-            let policy = rules::name(&maps, snapshot, workload);
-            let entry = Entry { cookie: netns.cookie, captures: workload.captured.is_some(), lenient: false };
-            write_pod(&mut maps, entry, workload, policy)?;
-        }
-        if self.in_force() { Ok(()) } else { self.install_lookup(&Arc::new(netns)) }
-    }
-
-    /// Removes what an earlier agent left of pods that are not in the mesh any more. `known` are the node's
-    /// opted-in pods: also those that could not be enrolled now keep what protects them.
-    pub fn reap<'a>(&self, known: impl Iterator<Item = &'a Workload>) {
-        let keep: HashSet<u64> = known.filter_map(Netns::named_by).map(|netns| netns.cookie).collect();
-        for cookie in pinned_cookies(&self.config).filter(|cookie| !keep.contains(cookie)) {
-            tracing::info!(netns_cookie = cookie, "removing the hook of a pod that left while no agent ran");
-            self.unstage(cookie);
-            let _ = links::remove(&self.lookup_pin(cookie));
-            remove_cookie(&mut self.lock_maps(), cookie);
-        }
     }
 }
 

@@ -8,26 +8,28 @@ use std::path::Path;
 
 use super::kernel::{Kernel, OWN_CGROUP};
 use super::netns::cookie;
-use super::object::{KernelConfig, MAPS_PREFIX, RECORDS_PREFIX};
+use super::object::{KernelConfig, map_directories};
 use super::{links, routes};
 use crate::sys;
 
 impl Kernel {
-    /// Removes the maps of other agents: when no other one runs that would need them, and this one is in force.
+    /// Removes the maps that earlier agents have left: when none of them runs that could take back, and this one is in
+    /// force. A later agent may run by then, with maps of its own.
+    pub fn remove_earlier_maps(&self) {
+        self.object.earlier.iter().for_each(|dir| remove_maps(dir));
+    }
+
+    /// Removes the maps of every other agent: when one that had begun to take over has failed.
     pub fn remove_other_maps(&self) {
-        remove_maps(&self.config, &[&self.object.records, &self.object.maps]);
+        let others = map_directories(&self.config.root()).unwrap_or_default();
+        let own = [&self.object.records, &self.object.maps];
+        others.iter().filter(|dir| !own.contains(dir)).for_each(|dir| remove_maps(dir));
     }
 }
 
-fn remove_maps(config: &KernelConfig, keep: &[&Path]) {
-    for entry in fs::read_dir(config.root()).into_iter().flatten().filter_map(Result::ok) {
-        let (dir, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let is_maps = [MAPS_PREFIX, RECORDS_PREFIX].iter().any(|prefix| name.starts_with(prefix));
-        if is_maps && !keep.contains(&dir.as_path()) {
-            tracing::info!(dir = %dir.display(), "removing the maps of another agent");
-            remove_dir(&dir);
-        }
-    }
+fn remove_maps(dir: &Path) {
+    tracing::info!(dir = %dir.display(), "removing the maps of another agent");
+    remove_dir(dir);
 }
 
 fn remove_dir(dir: &Path) {
@@ -54,7 +56,7 @@ pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
         }
         remove_dir(&dir);
     }
-    remove_maps(config, &[]);
+    map_directories(&config.root()).unwrap_or_default().iter().for_each(|dir| remove_maps(dir));
     for netns in named_netns().iter().filter(|netns| cookie(netns).is_ok_and(|cookie| cookies.contains(&cookie))) {
         let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));
     }

@@ -62,6 +62,10 @@ pub struct RunArgs {
     /// Leave the node as found on SIGTERM: without it, hooks and maps stay for the next agent.
     #[arg(long, env = "MESH_UNINSTALL_ON_EXIT")]
     uninstall_on_exit: bool,
+    /// After another agent has taken over: wait for SIGTERM instead of ending. For a DaemonSet, whose kubelet would
+    /// start a container again that ends by itself.
+    #[arg(long, env = "MESH_WAIT_WHEN_SUCCEEDED")]
+    wait_when_succeeded: bool,
     /// Which programs to load: the agent's `own`, those of its `twin`, or the twin's as a `stranger` to all records.
     /// Exists in debug builds alone: upgrades are tested with it.
     #[cfg(mesh_ebpf_twin)]
@@ -102,6 +106,8 @@ pub struct Config {
     pub grace: Duration,
     /// Leave the node as found on SIGTERM.
     pub uninstall_on_exit: bool,
+    /// Wait for SIGTERM after another agent has taken over.
+    pub wait_when_succeeded: bool,
     /// Which programs to load.
     pub half: Half,
 }
@@ -202,6 +208,7 @@ impl RunArgs {
             log_format,
             grace: Duration::from_secs(grace),
             uninstall_on_exit: self.uninstall_on_exit,
+            wait_when_succeeded: self.wait_when_succeeded,
             #[cfg(mesh_ebpf_twin)]
             half: self.kernel_half,
             #[cfg(not(mesh_ebpf_twin))]

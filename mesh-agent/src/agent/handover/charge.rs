@@ -14,13 +14,46 @@ use super::predecessor;
 use super::successor::{End, Mandate};
 use crate::admin::{AdminError, Condition};
 use crate::agent::duties::Duties;
+use crate::agent::kernel_config;
+use crate::capture::Owner;
+use crate::config::Config;
 
 /// A predecessor closes its metrics endpoint at once when it is asked to.
 const METRICS_WITHIN: Duration = Duration::from_secs(10);
 
+/// How often a place that another agent is just leaving is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+/// An agent that was killed, or stops, lets go of its instance within this.
+const FREE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The instance, unless a predecessor has it that hands it over.
+///
+/// # Errors
+/// When an agent has it that is not the predecessor.
+pub(in crate::agent) async fn claim(config: &Config, mandate: Option<&Mandate>) -> Result<Option<Owner>> {
+    let deadline = Instant::now() + FREE_WITHIN;
+    let instance = kernel_config(config);
+    loop {
+        let owner = Owner::claim(&instance)?;
+        if owner.is_some() || mandate.is_some() {
+            return Ok(owner);
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "another agent of instance {} runs, with another --state-dir than {}: give this one the same, to take \
+                 over, or another --instance",
+                config.instance,
+                config.state_dir.display()
+            );
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// An agent on its way into charge.
 pub(in crate::agent) struct Charge {
     mandate: Option<Mandate>,
+    owner: Option<Owner>,
     /// Told when every pod that an earlier agent had captured is served by this one.
     standing: Option<oneshot::Receiver<()>>,
     duties: Option<Duties>,
@@ -29,14 +62,16 @@ pub(in crate::agent) struct Charge {
 }
 
 impl Charge {
-    /// `succeeded` is told when another agent has taken over from this one.
+    /// `owner` is none while a predecessor has the instance. `succeeded` is told when another agent has taken over
+    /// from this one.
     pub(in crate::agent) fn new(
-        mandate: Option<Mandate>,
+        (mandate, owner): (Option<Mandate>, Option<Owner>),
         standing: oneshot::Receiver<()>,
         duties: Duties,
         succeeded: oneshot::Sender<()>,
     ) -> Self {
-        Self { mandate, standing: Some(standing), duties: Some(duties), succeeded: Some(succeeded), serving: None }
+        let (standing, duties, succeeded) = (Some(standing), Some(duties), Some(succeeded));
+        Self { mandate, owner, standing, duties, succeeded, serving: None }
     }
 
     /// Comes into charge and stays there; ends only by an error. May be dropped at any time.
@@ -53,6 +88,7 @@ impl Charge {
         duties.serve_status()?;
         serve_metrics(&mut duties).await?;
         let (ready, kernel) = (Arc::clone(&duties.ready), Arc::clone(&duties.kernel));
+        let instance = kernel_config(&duties.config);
         let listener = predecessor::listen(&duties.config.state_dir)?;
         if let Some(succeeded) = self.succeeded.take() {
             self.serving = Some(tokio::spawn(async move {
@@ -71,9 +107,13 @@ impl Charge {
             tracing::info!("the other agent has closed its listeners");
             self.mandate = None;
         }
+        while self.owner.is_none() {
+            self.owner = Owner::claim(&instance)?;
+            tokio::time::sleep(LOOK).await;
+        }
         stands(&mut self.standing).await;
         // Nobody else needs them any more.
-        kernel.remove_other_maps();
+        kernel.remove_earlier_maps();
         pending().await
     }
 
@@ -99,6 +139,7 @@ impl Charge {
     }
 
     /// Hands over to nobody any more, and gives the node back to a predecessor that still waits for this agent's end.
+    /// The instance is free for another agent.
     pub(in crate::agent) async fn leave(self) {
         if let Some(serving) = self.serving {
             serving.abort();
@@ -122,7 +163,6 @@ async fn stands(standing: &mut Option<oneshot::Receiver<()>>) {
 
 /// Opens the metrics endpoint, at an address that a predecessor is just leaving.
 async fn serve_metrics(duties: &mut Duties) -> Result<()> {
-    const LOOK: Duration = Duration::from_millis(10);
     let deadline = Instant::now() + METRICS_WITHIN;
     while !duties.serve_metrics().await? {
         if Instant::now() > deadline {
