@@ -49,7 +49,7 @@ pub struct AgentOptions {
     pub objects: PathBuf,
     /// Where its certificates come from.
     pub ca: CaSource,
-    /// Options of `run` besides the harness's own, or instead of them.
+    /// Options of `run` besides the harness's own, or instead of them; an empty value for one that takes none.
     pub instead: Vec<(String, String)>,
 }
 
@@ -119,7 +119,8 @@ impl Agent {
         arguments.retain(|(name, _)| options.instead.iter().all(|(other, _)| other != name));
         arguments.extend(options.instead.iter().map(|(name, value)| (name.as_str(), value.clone())));
         let mut command = Command::new(program);
-        command.arg("run").args(arguments.iter().flat_map(|(name, value)| [*name, value])).env_remove("RUST_LOG");
+        let words = arguments.iter().flat_map(|(name, value)| [*name, value]).filter(|word| !word.is_empty());
+        command.arg("run").args(words).env_remove("RUST_LOG");
         let process = node.spawn(name, command)?;
         let metrics = options.metrics();
         Ok(Self { process, options, instance, state, metrics })

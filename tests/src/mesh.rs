@@ -336,6 +336,13 @@ impl Mesh {
             let Some(agent) = agent else { continue };
             let _ = writeln!(words, "-- {}\n{}", side.node_name(), tail(&agent.log(), 15));
             let _ = writeln!(words, "-- its access log\n{}", tail(&agent.process().stdout(), 5));
+            let said = agent.process().stdout();
+            let failed: String = said
+                .lines()
+                .filter(|line| !line.contains(r#""outcome":"ok""#))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            let _ = writeln!(words, "-- what failed in it\n{}", tail(&failed, 5));
             let metrics = agent.metrics(self.node(side)).unwrap_or_default();
             let exits = metrics.select("mesh_kernel_exits_total", &[]).filter(|sample| sample.value > 0.0);
             let exits: Vec<String> = exits.map(|s| format!("{:?} {}", s.labels.values(), s.value)).collect();

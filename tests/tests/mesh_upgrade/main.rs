@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::agent::{Agent, READY_WITHIN};
+use mesh_tests::agent::{Agent, CaSource, READY_WITHIN};
 use mesh_tests::mesh::{Mesh, scenario};
 use mesh_tests::topology::Side;
 use mesh_tests::{programs, wait};
@@ -107,7 +107,8 @@ fn a_successor_is_succeeded_in_its_turn() -> Result<()> {
         carries(mesh, Side::A)?;
         traffic.unharmed()?;
         ends_well(first, &[])?;
-        ends_well(second, &[])
+        ends_well(second, &[])?;
+        left::one_agents_pins(mesh, Side::A)
     })
 }
 
@@ -207,4 +208,76 @@ fn a_successor_that_dies_with_its_programs_in_force_leaves_its_predecessor_in_ch
 #[test]
 fn a_successor_that_dies_in_charge_gives_the_node_back() -> Result<()> {
     dies("in charge of this node")
+}
+
+#[test]
+fn an_agent_with_another_state_directory_is_refused_while_one_runs() -> Result<()> {
+    scenario(|mesh| {
+        let (client, server) = mesh.shop()?;
+        let _echo = server.sample_server("echo", 7000, &[])?;
+        let node = mesh.node(Side::A);
+        let state = node.folder().join("another-state");
+        std::fs::create_dir_all(&state)?;
+        let options = mesh.agent(Side::A)?.options().clone().with("--metrics", OTHER_METRICS);
+        let mut options = options.with("--state-dir", &state.display().to_string());
+        // The first agent has used the node's token up.
+        options.ca = CaSource::Local;
+        let other = Agent::start_program(node, options.clone(), "agent-2", &programs::agent()?)?;
+        let said = other.gives_up()?;
+        ensure!(said.contains("--state-dir") && said.contains("--instance"), "{said}");
+        let answer = client.ask("churn", SocketAddr::new(server.ip(), 7000), &["--count", "50"], WITHIN)?;
+        ensure!(answer["failed"] == 0, "{answer}");
+        // Killed, it has it no longer.
+        mesh.take_agent(Side::A)?.kill()?;
+        let mut other = Agent::start_program(mesh.node(Side::A), options, "agent-3", &programs::agent()?)?;
+        other.ready(mesh.node(Side::A), READY_WITHIN)?;
+        mesh.replace_agent(Side::A, other);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_succeeded_agent_that_is_to_wait_ends_when_told() -> Result<()> {
+    scenario(|mesh| {
+        mesh.objects().put_namespace("shop", true)?;
+        mesh.start_agent(Side::A)?;
+        mesh.ready(Side::A)?;
+        let options = mesh.take_agent(Side::A)?.stop()?.with("--wait-when-succeeded", "");
+        mesh.run_agent(Side::A, options)?;
+        mesh.ready(Side::A)?;
+        let predecessor = succeed(mesh, Side::A, "agent-2", OWN)?;
+        says(&predecessor, "waiting to be told to end")?;
+        predecessor.stop().map(drop)
+    })
+}
+
+#[test]
+fn a_live_native_connection_is_counted_once_by_all_agents_together() -> Result<()> {
+    /// Of the sample's `chat`, each way.
+    const LINE_BYTES: f64 = 14.0;
+    scenario(|mesh| {
+        let neighbour = mesh.pod(Side::A, "shop/neighbour")?;
+        let (client, _) = mesh.shop()?;
+        mesh.captured(&neighbour)?;
+        let _echo = neighbour.sample_server("echo", 7000, &[])?;
+        let to = SocketAddr::new(neighbour.ip(), 7000);
+        let chat = client.ask_later("chat", to, &["--every-ms", "5", "--count", "2000"])?;
+        let counted = |agent: &Agent, mesh: &Mesh, metric: &str| -> Result<f64> {
+            let metrics = agent.metrics(mesh.node(Side::A))?;
+            Ok(metrics.sum(metric, &[("lane", "native"), ("reporter", "outbound")]))
+        };
+        let predecessor = succeed(mesh, Side::A, "agent-2", TWIN)?;
+        let opened = counted(&predecessor, mesh, "mesh_connections_opened_total")?;
+        let sent = counted(&predecessor, mesh, "mesh_sent_bytes_total")?;
+        let chat = chat.answer(WITHIN)?;
+        ensure!(chat["ok"] == 2000, "{chat}");
+        mesh.logged(Side::A, "its end", |line| line["lane"] == "native" && line["bytes_sent"] == 2000 * 14)?;
+        let agent = mesh.agent(Side::A)?;
+        let opened = opened + counted(agent, mesh, "mesh_connections_opened_total")?;
+        ensure!(opened == 1.0, "opened {opened} times");
+        // What it carries while nobody is in charge is counted by nobody.
+        let sent = (sent + counted(agent, mesh, "mesh_sent_bytes_total")?) / LINE_BYTES;
+        ensure!((1200.0..=2000.0).contains(&sent), "{sent} lines of 2000");
+        ends_well(predecessor, &[])
+    })
 }

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::agent::Agent;
-use mesh_tests::bpf;
 use mesh_tests::mesh::{Mesh, scenario};
+use mesh_tests::objects::MODE_LABEL;
 use mesh_tests::topology::Side;
+use mesh_tests::{bpf, wait};
 
 use super::traffic::Traffic;
 use super::{OWN, TWIN, WITHIN, carries, ends_well, left, succeed};
@@ -16,11 +18,11 @@ const STRANGER: &str = "stranger";
 
 /// Of some 3,200 connections this many may be refused when the records have another layout: those that are between
 /// `connect()` and their receiver, some 50 us, while the links are updated.
-const CAUGHT: u64 = 3;
+const CAUGHT: usize = 3;
 
 /// The agent of the first node is killed, and one with other programs started, while connections are made that need
 /// neither. At most `may_fail` of them may be lost, and none that is denied let through.
-fn crashes(half: &str, may_fail: u64, while_away: impl FnOnce(&Mesh) -> Result<()>) -> Result<()> {
+fn crashes(half: &str, may_fail: usize, while_away: impl FnOnce(&Mesh) -> Result<()>) -> Result<()> {
     scenario(|mesh| {
         mesh.objects().put_namespace("vault", true)?;
         mesh.objects().put_peer_mode("vault", "Strict")?;
@@ -49,7 +51,8 @@ fn crashes(half: &str, may_fail: u64, while_away: impl FnOnce(&Mesh) -> Result<(
         let (native, open, unknown) = (native.answer(WITHIN)?, open.answer(WITHIN)?, unknown.answer(WITHIN)?);
         ensure!(unknown["ok"] == 0, "a strict pod took plaintext: {unknown}");
         ensure!(open["failed"] == 0 && open["ok"] == 500, "the open connection failed: {open}");
-        ensure!(native["failed"].as_u64().is_some_and(|failed| failed <= may_fail), "connections failed: {native}");
+        let few = native["failed"].as_u64().is_some_and(|failed| failed <= may_fail as u64);
+        ensure!(few, "connections failed: {native}");
         ensure!(left::twin_runs(mesh, Side::A)? == (half != OWN), "the wrong programs are in force");
         mesh.take_agent(Side::A)?.stop()?;
         let node = mesh.node(Side::A);
@@ -89,11 +92,33 @@ fn an_upgrade_to_other_records_lets_nobody_through_and_loses_no_open_connection(
         let predecessor = succeed(mesh, Side::A, "agent-2", STRANGER)?;
         carries(mesh, Side::A)?;
         let lost = traffic.lost()?;
-        ensure!(lost <= CAUGHT, "{lost} new connections failed");
+        ensure!(lost.len() <= CAUGHT, "new connections failed: {lost:?}");
         ends_well(predecessor, &[])?;
         left::one_agents_pins(mesh, Side::A)?;
         ensure!(left::folders(mesh, Side::A, "records-")? != before, "the records are the same");
         ensure!(left::twin_runs(mesh, Side::A)?, "the wrong programs are in force");
         Ok(())
+    })
+}
+
+#[test]
+fn a_pod_that_left_while_no_agent_ran_is_left_as_it_was_found() -> Result<()> {
+    scenario(|mesh| {
+        let (client, _) = mesh.shop()?;
+        let rules =
+            || Ok(String::from_utf8(Command::new("ip").args(["-n", client.netns().name(), "rule"]).output()?.stdout)?);
+        let before: String = rules()?;
+        ensure!(before.contains("fwmark"), "there was nothing to take away: {before}");
+        let options = mesh.take_agent(Side::A)?.kill()?;
+        let mut object = client.object();
+        object.labels.insert(MODE_LABEL.to_owned(), "disabled".to_owned());
+        mesh.objects().put_pod(&object)?;
+        mesh.run_agent(Side::A, options)?;
+        mesh.ready(Side::A)?;
+        wait::until("the pod is left as it was found", WITHIN, || {
+            let (programs, rules): (u32, Result<String>) = (bpf::attached_to_netns(client.netns())?, rules());
+            let rules = rules?;
+            wait::holds(programs == 0 && !rules.contains("fwmark"), || format!("{programs} programs, {rules}"))
+        })
     })
 }

@@ -7,6 +7,7 @@ use mesh_tests::mesh::{Mesh, Workload};
 use mesh_tests::process::Process;
 use mesh_tests::topology::Side;
 use mesh_tests::{scale, wait};
+use serde_json::Value;
 
 use super::WITHIN;
 
@@ -44,10 +45,12 @@ impl Traffic {
             let (every, count) = (every.to_string(), (dials * 5 / every).to_string());
             from.ask_later("dial", at(to), &["--every-ms", &every, "--count", &count])
         };
-        let chats = (dials / 4 + 100).to_string();
-        let chat = |to: &Workload| client.ask_later("chat", at(to), &["--every-ms", "20", "--count", &chats]);
+        let chat = |to: &Workload, lines: u32| {
+            client.ask_later("chat", at(to), &["--every-ms", "20", "--count", &lines.to_string()])
+        };
         let traffic = Self {
-            open: [chat(&server)?, chat(&neighbour)?],
+            // What an agent carries ends within its grace period, or with it; what the kernel carries need not end.
+            open: [chat(&server, 300)?, chat(&neighbour, dials / 4 + 100)?],
             served: [dial(&client, &server, 5)?, dial(&client, &neighbour, 5)?],
             refused: [dial(&denied, &server, 25)?, dial(&denied, &neighbour, 25)?, dial(&stranger, &safe, 25)?],
             _servers: servers,
@@ -61,25 +64,25 @@ impl Traffic {
 
     /// Waits for the clients' end; not one connection may have been lost, nor one let through.
     pub fn unharmed(self) -> Result<()> {
-        self.lost().and_then(|lost| {
-            ensure!(lost == 0, "new connections failed: {lost}");
-            Ok(())
-        })
+        let lost = self.lost()?;
+        ensure!(lost.is_empty(), "new connections failed: {lost:?}");
+        Ok(())
     }
 
     /// Waits for the clients' end; not one connection may have been let through, nor one that stood been lost. Gives
-    /// how many new ones were.
-    pub fn lost(self) -> Result<u64> {
-        let mut lost = 0;
-        for served in self.served {
-            let served = served.answer(WITHIN)?;
-            let failed = served["failed"].as_u64().context("no count")?;
-            ensure!(served["ok"].as_u64().context("no count")? + failed >= 1600, "{served}");
-            lost += failed;
+    /// what became of the new ones that were.
+    pub fn lost(self) -> Result<Vec<Value>> {
+        let mut lost = Vec::new();
+        for mut served in self.served {
+            served.wait(WITHIN)?;
+            let mut lines = served.lines()?;
+            let sum = lines.pop().context("it printed nothing")?;
+            ensure!(lines.len() >= 1600 && sum["ok"].as_u64().is_some(), "{sum}");
+            lost.extend(lines.into_iter().filter(|line| line["outcome"] != "ok"));
         }
         for open in self.open {
             let open = open.answer(WITHIN)?;
-            ensure!(open["failed"] == 0 && open["ok"].as_u64() > Some(400), "an open connection failed: {open}");
+            ensure!(open["failed"] == 0 && open["ok"].as_u64() >= Some(300), "an open connection failed: {open}");
         }
         for refused in self.refused {
             let refused = refused.answer(WITHIN)?;
