@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use mesh_agent::balance::Balancer;
 use mesh_agent::identity::{CertStore, LocalCa, issue};
 use mesh_agent::model::addr::{OrigDst, Scope};
+use mesh_agent::model::egress::{Egress, UdpRefusals};
 use mesh_agent::model::identity::Identity;
 use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerModes, Workload, WorkloadUid};
 use mesh_agent::proxy::pod_net::{PodNet, SocketUse};
@@ -113,6 +114,8 @@ fn workload(name: &str, ip: Ipv4Addr) -> Result<Arc<Workload>> {
         captured: Some(Captured { generation: 1, wire: wire().into_iter().map(Into::into).collect() }),
         peer_mode: PeerModes::default(),
         exclusions: Exclusions::default(),
+        egress: Egress::default(),
+        udp_refusals: UdpRefusals::default(),
         netns: None,
         terminating: false,
     }))

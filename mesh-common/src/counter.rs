@@ -51,6 +51,22 @@ counters! {
     ConnectAgentAway = "connect_agent_away",
     /// The agent is away and the pod is permissive: passed on without it.
     ConnectFallback = "connect_fallback",
+    /// The destination is not in the mesh, but a built-in rule admits it.
+    ConnectAdmitted = "connect_admitted",
+    /// The destination is not in the mesh, and the pod refuses what is not: refused.
+    ConnectEgress = "connect_egress",
+    /// The same for a `connect()` of another protocol than TCP: refused.
+    ConnectUdpEgress = "connect_udp_egress",
+    /// A datagram or UDP connection to the pod itself.
+    DatagramLocal = "datagram_local",
+    /// A datagram or UDP connection excluded by annotation.
+    DatagramExcluded = "datagram_excluded",
+    /// A datagram or UDP connection to a captured pod.
+    DatagramMesh = "datagram_mesh",
+    /// A datagram or UDP connection that a built-in rule admits.
+    DatagramAdmitted = "datagram_admitted",
+    /// A datagram to what is not in the mesh: refused.
+    SendmsgEgress = "sendmsg_egress",
     /// The original destination could not be stored: refused.
     ConnectStoreFailed = "connect_store_failed",
     /// A record could not be stored at SYN time: the receiver will refuse.
@@ -93,6 +109,12 @@ counters! {
     LookupNoPod = "lookup_no_pod",
     /// An entry was another's each time it was looked up: refused, or left to the agent.
     EntryForeign = "entry_foreign",
+    /// UDP to a strict pod that takes none there: dropped.
+    LookupUdpStrict = "lookup_udp_strict",
+    /// UDP to a strict pod that takes none there, from a destination that is admitted: an answer.
+    LookupUdpAdmitted = "lookup_udp_admitted",
+    /// A refusal was not reported: the pod has had its share of this second.
+    EventLimited = "event_limited",
     /// A refusal was not reported: the event ring was full.
     EventLost = "event_lost",
 }

@@ -5,11 +5,12 @@
 //! A miss or an error where a policy applies refuses.
 
 use crate::counter::Counter;
+use crate::egress::{self, DestinationView, Leaving};
 use crate::key::{ANY_PORT, Digest, Ip, PolicyKey};
 use crate::value::{
     EndpointValue, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE, FLOW_SELF, LANE_CAPTURED, LANE_CAPTURED_REST, MeshIpValue,
-    NO_POLICY, POD_CAPTURES, POD_POLICY, POD_STRICT, POLICY_AGENT, POLICY_ALLOW, PORT_EXCLUDED, PORT_PERMISSIVE,
-    PORT_STRICT, PORT_UNREAD, SERVICE_EMPTY, ServiceValue,
+    NO_POLICY, POD_CAPTURES, POD_POLICY, POD_REFUSES_OUTSIDE, POD_STRICT, POLICY_AGENT, POLICY_ALLOW, PORT_EXCLUDED,
+    PORT_PERMISSIVE, PORT_STRICT, PORT_UNREAD, SERVICE_EMPTY, ServiceValue,
 };
 
 /// What the policy maps say.
@@ -59,23 +60,15 @@ pub struct Destination {
 }
 
 /// What the `connect` hook may ask about one connection of an enrolled pod.
-pub trait ConnectView: PolicyView {
+pub trait ConnectView: PolicyView + DestinationView {
     /// The socket is the agent's own.
     fn is_agent_socket(&self) -> bool;
-    /// The destination is 127/8 or ::1.
-    fn is_loopback(&self) -> bool;
-    /// The destination is the pod's own address.
-    fn is_own_ip(&self) -> bool;
-    /// The destination port or CIDR is excluded by annotation.
-    fn is_excluded(&self) -> bool;
     /// The service behind the destination, if it is a virtual address.
     fn service(&self) -> Option<ServiceValue>;
     /// One of a service's endpoints on this node.
     fn endpoint(&self, list: u32, slot: u32) -> Option<EndpointValue>;
     /// A number drawn at random.
     fn draw(&self) -> u32;
-    /// The destination, if it is a captured pod's address.
-    fn mesh_ip(&self) -> Option<MeshIpValue>;
     /// The dialled address and port.
     fn dialled(&self) -> (Ip, u16);
     /// The enrolled pod of this node with that netns, for a connection to `port` of it.
@@ -103,6 +96,8 @@ pub enum ConnectVerdict {
     Fallback(ServiceValue),
     /// ECONNREFUSED.
     Refuse(Counter),
+    /// What is not in the mesh may not be reached.
+    RefuseOutside,
     /// The policy of this pod of the node refuses.
     Deny(EndpointValue),
 }
@@ -148,7 +143,8 @@ pub fn connect(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
     if view.is_agent_socket() {
         return Bypass(Counter::ConnectAgent);
     }
-    if flags & POD_CAPTURES == 0 {
+    let captures = flags & POD_CAPTURES != 0;
+    if !captures && flags & POD_REFUSES_OUTSIDE == 0 {
         return Bypass(Counter::ConnectNotCapturing);
     }
     if view.is_own_ip() {
@@ -158,11 +154,16 @@ pub fn connect(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
         return Bypass(Counter::ConnectExcluded);
     }
     let service = view.service();
+    if !captures {
+        // Joining or leaving: as without the mesh, but nowhere else.
+        let inside = service.is_some() || view.mesh_ip().is_some();
+        return if inside { Bypass(Counter::ConnectNotCapturing) } else { outside(flags, view) };
+    }
     let place = match &service {
         Some(service) if service.flags & SERVICE_EMPTY != 0 => return Refuse(Counter::ConnectNoEndpoints),
         Some(service) => draw(service, view),
         None => match view.mesh_ip() {
-            None => return Bypass(Counter::ConnectOutside),
+            None => return outside(flags, view),
             Some(MeshIpValue { netns_cookie: 0 }) => Place::Agent(false),
             Some(MeshIpValue { netns_cookie }) => {
                 let (ip, port) = view.dialled();
@@ -194,6 +195,15 @@ pub fn connect(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
     match service {
         Some(service) if service.fallback_port != 0 => Fallback(service),
         _ => Bypass(Counter::ConnectFallback),
+    }
+}
+
+#[inline(always)]
+fn outside(flags: u32, view: &impl ConnectView) -> ConnectVerdict {
+    match egress::outside(flags, view) {
+        Leaving::Admitted(_) => ConnectVerdict::Bypass(Counter::ConnectAdmitted),
+        Leaving::Refused => ConnectVerdict::RefuseOutside,
+        _ => ConnectVerdict::Bypass(Counter::ConnectOutside),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::key::{LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL};
-use crate::value::{BROKEN_POLICY, POLICY_DENY};
+use crate::value::{ADMITTED_KUBERNETES, BROKEN_POLICY, POLICY_DENY};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -28,6 +28,7 @@ struct Connect {
     word: Option<u32>,
     excluded_there: bool,
     list_gone: bool,
+    admitted: bool,
 }
 
 impl PolicyView for Connect {
@@ -36,10 +37,7 @@ impl PolicyView for Connect {
     }
 }
 
-impl ConnectView for Connect {
-    fn is_agent_socket(&self) -> bool {
-        self.agent
-    }
+impl DestinationView for Connect {
     fn is_loopback(&self) -> bool {
         self.loopback
     }
@@ -48,6 +46,18 @@ impl ConnectView for Connect {
     }
     fn is_excluded(&self) -> bool {
         self.excluded
+    }
+    fn mesh_ip(&self) -> Option<MeshIpValue> {
+        self.mesh.map(|netns_cookie| MeshIpValue { netns_cookie })
+    }
+    fn admitted(&self) -> Option<u32> {
+        self.admitted.then_some(ADMITTED_KUBERNETES)
+    }
+}
+
+impl ConnectView for Connect {
+    fn is_agent_socket(&self) -> bool {
+        self.agent
     }
     fn service(&self) -> Option<ServiceValue> {
         self.service
@@ -58,9 +68,6 @@ impl ConnectView for Connect {
     }
     fn draw(&self) -> u32 {
         self.drawn
-    }
-    fn mesh_ip(&self) -> Option<MeshIpValue> {
-        self.mesh.map(|netns_cookie| MeshIpValue { netns_cookie })
     }
     fn dialled(&self) -> (Ip, u16) {
         ([9; 16], 8080)
@@ -122,6 +129,44 @@ fn connects_go_where_the_table_says() {
         ),
         ("share used up", on, Connect { full: true, ..mesh }, Refuse(Counter::ConnectShareFull)),
         ("share used up, outside", on, Connect { full: true, ..Connect::default() }, Bypass(Counter::ConnectOutside)),
+    ];
+    for (what, flags, view, expected) in table {
+        assert_eq!(connect(flags, &view), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_pod_that_refuses_what_is_outside_connects_where_the_table_says() {
+    use ConnectVerdict::{Bypass, Capture, Native, Refuse, RefuseOutside};
+    let outside = Connect::default();
+    let mesh = Connect { mesh: Some(0), ..outside };
+    let here = Connect { mesh: Some(7), policy: Some(NO_POLICY), ..outside };
+    let service = Connect { service: Some(SERVICE), ..outside };
+    let admitted = Connect { admitted: true, ..outside };
+    let on = POD_CAPTURES | POD_REFUSES_OUTSIDE;
+    let table = [
+        ("outside", on, outside, RefuseOutside),
+        ("outside, the agent away", on, Connect { away: true, ..outside }, RefuseOutside),
+        ("outside, the share used up", on, Connect { full: true, ..outside }, RefuseOutside),
+        ("outside, while joining", POD_REFUSES_OUTSIDE, outside, RefuseOutside),
+        ("admitted", on, admitted, Bypass(Counter::ConnectAdmitted)),
+        ("admitted, while joining", POD_REFUSES_OUTSIDE, admitted, Bypass(Counter::ConnectAdmitted)),
+        ("admitted, and nothing refused", POD_CAPTURES, admitted, Bypass(Counter::ConnectOutside)),
+        ("a mesh pod", on, mesh, Capture(LANE_CAPTURED)),
+        ("a mesh pod, while joining", POD_REFUSES_OUTSIDE, mesh, Bypass(Counter::ConnectNotCapturing)),
+        ("a pod of the node", on, here, Native(pod(7))),
+        ("a service", on, service, Capture(LANE_CAPTURED)),
+        ("a service, while joining", POD_REFUSES_OUTSIDE, service, Bypass(Counter::ConnectNotCapturing)),
+        (
+            "a service, the agent away",
+            on | POD_STRICT,
+            Connect { away: true, ..service },
+            Refuse(Counter::ConnectAgentAway),
+        ),
+        ("loopback", on, Connect { loopback: true, ..outside }, Bypass(Counter::ConnectLoopback)),
+        ("itself", on, Connect { own: true, ..outside }, Bypass(Counter::ConnectOwnIp)),
+        ("the agent itself", on, Connect { agent: true, ..outside }, Bypass(Counter::ConnectAgent)),
+        ("excluded", on, Connect { excluded: true, ..outside }, Bypass(Counter::ConnectExcluded)),
     ];
     for (what, flags, view, expected) in table {
         assert_eq!(connect(flags, &view), expected, "{what}");

@@ -34,7 +34,7 @@ pub struct EndpointKey {
     pub slot: u32,
 }
 
-/// `services`: a virtual address and port.
+/// `services`: a virtual address and port. `admitted`: a destination outside the mesh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceKey {
@@ -42,9 +42,14 @@ pub struct ServiceKey {
     pub ip: Ip,
     /// Service port.
     pub port: u16,
-    /// IP protocol (6 = TCP).
+    /// IP protocol: [`TCP`] or [`UDP`].
     pub protocol: u16,
 }
+
+/// IP protocol number.
+pub const TCP: u16 = 6;
+/// IP protocol number.
+pub const UDP: u16 = 17;
 
 /// `port_rules`: a pod's port in one direction.
 #[repr(C)]
@@ -54,7 +59,7 @@ pub struct PortKey {
     pub netns_cookie: u64,
     /// Port.
     pub port: u16,
-    /// [`INBOUND`], [`OUTBOUND`] or [`PROBE`].
+    /// [`INBOUND`], [`OUTBOUND`], [`PROBE`] or [`UDP_IN`].
     pub direction: u16,
     /// Explicit padding, zero.
     pub pad: u32,
@@ -67,6 +72,8 @@ pub const OUTBOUND: u16 = 1;
 /// Direction of a [`PortKey`]: into the pod, by the kubelet. Presence says that the pod's spec declares the port as
 /// that of a probe or a lifecycle hook.
 pub const PROBE: u16 = 2;
+/// Direction of a [`PortKey`]: UDP into the pod. Presence says that a strict pod refuses it there.
+pub const UDP_IN: u16 = 3;
 
 /// `excluded_cidrs`: data part of the LPM key; the prefix length counts the 64 bits of the cookie as well.
 #[repr(C)]
@@ -157,6 +164,12 @@ pub fn is_loopback(ip: &Ip) -> bool {
     }
 }
 
+/// Whether a packet to `ip` stays on the host that sends it: loopback, or no address at all, which means the same.
+#[must_use]
+pub fn is_this_host(ip: &Ip) -> bool {
+    is_loopback(ip) || *ip == [0; 16] || *ip == v4_mapped([0; 4])
+}
+
 /// The offset into the capture range for an original destination: spreads destinations over its ports.
 ///
 /// FNV-1a over address and port; only its spread matters, not its secrecy.
@@ -202,6 +215,14 @@ mod tests {
         let mut high = one;
         high[0] = 0xfe;
         assert!(!is_loopback(&high));
+    }
+
+    #[test]
+    fn no_address_means_this_host() {
+        for ip in [[0; 16], v4_mapped([0; 4]), v4_mapped([127, 0, 0, 53])] {
+            assert!(is_this_host(&ip), "{ip:?}");
+        }
+        assert!(!is_this_host(&v4_mapped([0, 0, 0, 1])));
     }
 
     #[test]

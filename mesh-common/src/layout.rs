@@ -65,7 +65,7 @@ const CAPACITIES: [u64; 5] = [
 ];
 
 /// Numbers that are written into records, or by which they are found.
-const WORDS: [u64; 24] = [
+const WORDS: [u64; 28] = [
     LANE_CAPTURED as u64,
     LANE_FALLBACK as u64,
     LANE_NATIVE as u64,
@@ -91,6 +91,10 @@ const WORDS: [u64; 24] = [
     Counter::LookupNoListener as u64,
     Counter::LookupStrict as u64,
     Counter::LookupNoPod as u64,
+    Counter::ConnectEgress as u64,
+    Counter::ConnectUdpEgress as u64,
+    Counter::SendmsgEgress as u64,
+    Counter::LookupUdpStrict as u64,
 ];
 
 /// FNV-1a, a word at a time.

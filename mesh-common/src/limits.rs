@@ -45,6 +45,13 @@ pub const ORIG_DSTS: u32 = 524_288;
 /// one address pair can have.
 pub const RECORDS_PER_POD: i64 = 32_768;
 
+/// Destinations outside the mesh that pods may reach although they refuse the rest: DNS and the API server with their
+/// endpoints, UDP ports of Services, endpoints of Services without an address. 88 B each, when used.
+pub const ADMITTED: u32 = 65_536;
+
+/// Refusals of what is outside, or of UDP, that are told of one pod within a second; all are counted.
+pub const TOLD_PER_SECOND: u64 = 32;
+
 /// Listening sockets of the agent: three for each pod.
 pub const LISTENERS: u32 = PODS * 3;
 

@@ -32,6 +32,12 @@ pub const POD_CAPTURES: u32 = 1;
 pub const POD_STRICT: u32 = 2;
 /// An authorization policy selects the pod: inbound plaintext is steered to the agent, which decides.
 pub const POD_POLICY: u32 = 4;
+/// What is not in the mesh may not be reached, unless it is in `admitted`.
+pub const POD_REFUSES_OUTSIDE: u32 = 8;
+/// UDP into the pod is refused on every port.
+pub const POD_UDP_STRICT: u32 = 16;
+/// UDP into the pod is refused on the ports that `port_rules` names.
+pub const POD_UDP_PORTS: u32 = 32;
 
 /// `service_facts`: what is known of a virtual address and port. `services` names it.
 #[repr(C)]
@@ -201,6 +207,34 @@ pub const FLOW_SELF: u32 = 2;
 pub const FLOW_NATIVE: u32 = 3;
 /// The kubelet to a pod of this node.
 pub const FLOW_PROBE: u32 = 4;
+
+/// `admitted`: by which built-in rule a destination outside the mesh may be reached.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmittedValue {
+    /// One of the `ADMITTED_*` constants.
+    pub rule: u32,
+}
+
+/// The cluster's DNS: Service `kube-dns` or `coredns` of `kube-system`.
+pub const ADMITTED_CLUSTER_DNS: u32 = 1;
+/// The node's own DNS cache.
+pub const ADMITTED_NODE_LOCAL_DNS: u32 = 2;
+/// The API server: Service `kubernetes` of `default`.
+pub const ADMITTED_KUBERNETES: u32 = 3;
+/// Any other Service.
+pub const ADMITTED_SERVICE: u32 = 4;
+
+/// `told`: how much of a pod's refusals has been told in the present second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToldValue {
+    /// The second, in units of 2^30 ns of `CLOCK_MONOTONIC`.
+    pub second: u64,
+    /// Refusals in it.
+    pub refusals: u64,
+}
+
 /// `agent_sk`: the agent's own socket, to the other agents or to destinations outside the mesh.
 pub const AGENT_UPSTREAM: u32 = 1;
 /// `agent_sk`: the agent's own socket, to the application in this pod.
@@ -257,6 +291,8 @@ const _: () = {
     assert!(size_of::<ShareValue>() == 8);
     assert!(size_of::<Asked>() == 32);
     assert!(size_of::<PortRule>() == 4);
+    assert!(size_of::<AdmittedValue>() == 4);
+    assert!(size_of::<ToldValue>() == 16);
     assert!(size_of::<OrigDst>() == 20);
     assert!(size_of::<FlowValue>() == 64);
     assert!(size_of::<Event>() == 56);
@@ -272,5 +308,5 @@ mod user {
         };
     }
     pod!(PodValue ServiceValue EndpointValue MeshIpValue PolicyValue ShareValue PortRule);
-    pod!(OrigDst Asked FlowValue Event ClosedEvent);
+    pod!(OrigDst Asked FlowValue Event ClosedEvent AdmittedValue ToldValue);
 }

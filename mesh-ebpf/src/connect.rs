@@ -8,50 +8,30 @@ use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::counter::Counter;
 use mesh_common::decide::{self, ConnectVerdict, ConnectView, Destination, PolicyView};
-use mesh_common::key::{
-    CidrKey, Digest, EndpointKey, INBOUND, Ip, OUTBOUND, PolicyKey, ServiceKey, capture_port, is_loopback,
-};
+use mesh_common::egress::DestinationView;
+use mesh_common::key::{Digest, EndpointKey, INBOUND, Ip, PolicyKey, ServiceKey, TCP, capture_port};
 use mesh_common::limits::{CAPTURE_PORT_FIRST, RECORDS_PER_POD};
 use mesh_common::value::{
-    BROKEN_POLICY, EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, PodValue,
-    ServiceValue,
+    BROKEN_POLICY, EndpointValue, Event, LANE_FALLBACK, LANE_NATIVE, MeshIpValue, OrigDst, PORT_EXCLUDED, ServiceValue,
 };
 
-use crate::maps::{
-    AGENT_SK, ASKED, ENDPOINTS, EXCLUDED_CIDRS, MESH_IPS, POLICY, Read, SHARES, Storage, count, pod, port_rule, report,
-    service,
-};
+use crate::maps::{AGENT_SK, ASKED, ENDPOINTS, POLICY, Read, SHARES, Storage, count, pod, port_rule, report, service};
+use crate::outside::{To, deny_errno, tell};
 use crate::read::{IPPROTO_TCP, field, ip4, ip6, is_v4, words};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
-/// What a refusal looks like to the application: ECONNREFUSED, as from a closed port, or EACCES. Set by the loader.
-#[unsafe(no_mangle)]
-static DENY_ERRNO: i32 = ECONNREFUSED;
 /// Look up in the netns of the calling task.
 const CURRENT_NETNS: u64 = u64::MAX;
-/// Bits of the cookie in front of the address in a [`CidrKey`], plus the address.
-const CIDR_BITS: u32 = 64 + 128;
 
 struct View<'a> {
     sk: *mut bpf_sock,
     raw: *mut bpf_sock_addr,
-    cookie: u64,
-    ip: Ip,
-    port: u16,
-    pod: &'a PodValue,
-}
-
-impl View<'_> {
-    #[inline(always)]
-    fn own_ip(&self) -> &Ip {
-        if is_v4(&self.ip) { &self.pod.ip4 } else { &self.pod.ip6 }
-    }
+    to: To<'a>,
 }
 
 /// A service whose entry cannot be read: the agent decides.
@@ -66,6 +46,33 @@ impl PolicyView for View<'_> {
     }
 }
 
+impl DestinationView for View<'_> {
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.to.is_loopback()
+    }
+
+    #[inline(always)]
+    fn is_own_ip(&self) -> bool {
+        self.to.is_own_ip()
+    }
+
+    #[inline(always)]
+    fn is_excluded(&self) -> bool {
+        self.to.is_excluded()
+    }
+
+    #[inline(always)]
+    fn mesh_ip(&self) -> Option<MeshIpValue> {
+        self.to.mesh_ip()
+    }
+
+    #[inline(always)]
+    fn admitted(&self) -> Option<u32> {
+        self.to.admitted()
+    }
+}
+
 impl ConnectView for View<'_> {
     #[inline(always)]
     fn is_agent_socket(&self) -> bool {
@@ -73,27 +80,9 @@ impl ConnectView for View<'_> {
     }
 
     #[inline(always)]
-    fn is_loopback(&self) -> bool {
-        is_loopback(&self.ip)
-    }
-
-    #[inline(always)]
-    fn is_own_ip(&self) -> bool {
-        words(&self.ip) == words(self.own_ip())
-    }
-
-    #[inline(always)]
-    fn is_excluded(&self) -> bool {
-        if port_rule(self.cookie, self.port, OUTBOUND) == Some(PORT_EXCLUDED) {
-            return true;
-        }
-        let cidr = Key::new(CIDR_BITS, CidrKey { netns_cookie: self.cookie.to_ne_bytes(), ip: self.ip });
-        EXCLUDED_CIDRS.get(cidr).is_some()
-    }
-
-    #[inline(always)]
     fn service(&self) -> Option<ServiceValue> {
-        match service(&ServiceKey { ip: self.ip, port: self.port, protocol: IPPROTO_TCP as u16 }) {
+        let To { ip, port, protocol, .. } = self.to;
+        match service(&ServiceKey { ip, port, protocol }) {
             Read::Found(service) => Some(*service),
             Read::Missing => None,
             Read::Foreign => Some(UNREAD),
@@ -113,14 +102,8 @@ impl ConnectView for View<'_> {
     }
 
     #[inline(always)]
-    fn mesh_ip(&self) -> Option<MeshIpValue> {
-        // SAFETY: one word is read. That of another address fails at the receiver, which is not the one it names.
-        unsafe { MESH_IPS.get(self.ip) }.copied()
-    }
-
-    #[inline(always)]
     fn dialled(&self) -> (Ip, u16) {
-        (self.ip, self.port)
+        (self.to.ip, self.to.port)
     }
 
     #[inline(always)]
@@ -135,18 +118,18 @@ impl ConnectView for View<'_> {
 
     #[inline(always)]
     fn identity(&self) -> Digest {
-        self.pod.identity
+        self.to.pod.identity
     }
 
     #[inline(always)]
     fn is_share_full(&self) -> bool {
         // SAFETY: one aligned word is read.
-        unsafe { SHARES.get(self.cookie) }.is_none_or(|share| share.records >= RECORDS_PER_POD)
+        unsafe { SHARES.get(self.to.cookie) }.is_none_or(|share| share.records >= RECORDS_PER_POD)
     }
 
     #[inline(always)]
     fn has_family(&self) -> bool {
-        words(self.own_ip()) != [0; 4]
+        words(self.to.own_ip()) != [0; 4]
     }
 
     #[inline(always)]
@@ -154,8 +137,8 @@ impl ConnectView for View<'_> {
         let port = CAPTURE_PORT_FIRST.to_be();
         // SAFETY: all-zero is a valid tuple.
         let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-        let own = words(self.own_ip());
-        let len = if is_v4(&self.ip) {
+        let own = words(self.to.own_ip());
+        let len = if is_v4(&self.to.ip) {
             tuple.__bindgen_anon_1.ipv4 = Tuple4 { saddr: 0, daddr: own[3], sport: 0, dport: port };
             12
         } else {
@@ -193,9 +176,10 @@ fn decide(ctx: &SockAddrContext, ip: Ip, port: u16) -> Action {
         Read::Missing => return Action::Pass,
         Read::Foreign => return Action::Refuse(ECONNREFUSED),
     };
+    let to = To { cookie, pod, ip, port, protocol: TCP };
     // SAFETY: every `connect` context has a full socket.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
-    let view = View { sk, raw: ctx.sock_addr, cookie, ip, port, pod };
+    let view = View { sk, raw: ctx.sock_addr, to };
     match decide::connect(pod.flags, &view) {
         ConnectVerdict::Bypass(counter) => {
             // A socket may be connected again after a refusal: what it asked for before must not be shown.
@@ -210,11 +194,15 @@ fn decide(ctx: &SockAddrContext, ip: Ip, port: u16) -> Action {
         ConnectVerdict::Deny(endpoint) => {
             count(Counter::ConnectDenied);
             report(&view.denial(&endpoint));
-            // SAFETY: a frozen read-only map; volatile, so that the placeholder is not folded in.
-            Action::Refuse(unsafe { core::ptr::read_volatile(&raw const DENY_ERRNO) })
+            Action::Refuse(deny_errno())
+        }
+        ConnectVerdict::RefuseOutside => {
+            count(Counter::ConnectEgress);
+            tell(&view.to.refusal(Counter::ConnectEgress));
+            Action::Refuse(deny_errno())
         }
         ConnectVerdict::Capture(lane) => {
-            let (to, to_port) = (*view.own_ip(), capture_port(&ip, port));
+            let (to, to_port) = (*view.to.own_ip(), capture_port(&ip, port));
             view.remember(lane, 0, Counter::ConnectCaptured, to, to_port)
         }
         ConnectVerdict::Native(endpoint) => {
@@ -234,7 +222,7 @@ impl View<'_> {
     fn remember(&self, lane: u16, server_cookie: u64, counter: Counter, to: Ip, to_port: u16) -> Action {
         match ASKED.on_or_new(self.sk) {
             Some(slot) => {
-                slot.orig = OrigDst { ip: self.ip, port: self.port, lane };
+                slot.orig = OrigDst { ip: self.to.ip, port: self.to.port, lane };
                 slot.server_cookie = server_cookie;
                 count(counter);
                 Action::Rewrite(to, to_port)
@@ -249,9 +237,9 @@ impl View<'_> {
     #[inline(always)]
     fn denial(&self, endpoint: &EndpointValue) -> Event {
         Event {
-            netns_cookie: self.cookie,
+            netns_cookie: self.to.cookie,
             peer_ip: endpoint.ip,
-            local_ip: *self.own_ip(),
+            local_ip: *self.to.own_ip(),
             peer_port: endpoint.port,
             local_port: 0,
             counter: Counter::ConnectDenied as u32,

@@ -1,16 +1,18 @@
-//! `sk_lookup`: every new inbound connection of one pod's netns. Loaded once per pod, with its netns cookie
-//! as a read-only constant, because the hook cannot ask for it.
+//! `sk_lookup`: every new inbound connection of one pod's netns, and UDP for its unconnected sockets. Loaded
+//! once per pod, with its netns cookie as a read-only constant, because the hook cannot ask for it.
 
 use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::counter::Counter;
 use mesh_common::decide::{self, LookupVerdict, LookupView, PolicyView, Proof, Receiver};
-use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, is_loopback};
+use mesh_common::egress::{ArrivingDatagram, datagram_in};
+use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, UDP, UDP_IN, is_loopback};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
 use mesh_common::value::{Event, PORT_PROBE, UNDER_WAY};
 
 use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, POLICY, Read, count, pod, port_rule, report};
+use crate::outside::{admitted, tell};
 use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
 
 /// The pod's netns cookie; set by the loader, which refuses zero.
@@ -170,11 +172,56 @@ impl LookupView for View {
     }
 }
 
-/// One pod's new inbound connections.
+/// A datagram for a socket that is not connected.
+struct Datagram<'a>(&'a View);
+
+impl ArrivingDatagram for Datagram<'_> {
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.0.ifindex == LOOPBACK_IFINDEX && is_loopback(&self.0.local_ip)
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> Option<u32> {
+        match pod(self.0.cookie) {
+            Read::Found(pod) => Some(pod.flags),
+            Read::Missing | Read::Foreign => None,
+        }
+    }
+
+    #[inline(always)]
+    fn is_refused_port(&self) -> bool {
+        port_rule(self.0.cookie, self.0.local_port, UDP_IN).is_some()
+    }
+
+    #[inline(always)]
+    fn is_answer(&self) -> bool {
+        admitted(self.0.remote_ip, self.0.remote_port, UDP).is_some()
+    }
+}
+
+#[inline(always)]
+fn datagram(ctx: &SkLookupContext) -> u32 {
+    let view = View::read(ctx.lookup);
+    match datagram_in(&Datagram(&view)) {
+        None => PASS,
+        Some(counter @ Counter::LookupUdpAdmitted) => {
+            count(counter);
+            PASS
+        }
+        Some(counter) => {
+            count(counter);
+            tell(&view.event(counter));
+            DROP
+        }
+    }
+}
+
+/// One pod's new inbound connections, and datagrams for its sockets that are not connected.
 #[sk_lookup]
 pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
     if field!((*ctx.lookup).protocol) != IPPROTO_TCP {
-        return PASS;
+        return datagram(&ctx);
     }
     let view = View::read(ctx.lookup);
     match decide::lookup(&view) {

@@ -1,14 +1,16 @@
 //! mesh-agent's kernel half. Everything happens at `connect()` and at SYN time; no program runs per packet.
 //!
-//! One file per attach point; each collects facts and asks `mesh_common::decide`. A program's verdict is its
-//! tail expression, and each way out is counted.
+//! One file per attach point; each collects facts and asks `mesh_common::decide` or `mesh_common::egress`. A
+//! program's verdict is its tail expression, and each way out is counted.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod connect;
+mod datagram;
 mod lookup;
 mod maps;
+mod outside;
 mod peername;
 mod probe;
 mod read;

@@ -12,8 +12,8 @@ use mesh_common::key::{CidrKey, EndpointKey, FlowKey, Ip, ListenerKey, OrigKey, 
 use mesh_common::limits;
 use mesh_common::tag::{Reference, Tagged};
 use mesh_common::value::{
-    Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PORT_UNREAD, PodValue, PolicyValue, PortRule, ServiceValue,
-    ShareValue,
+    AdmittedValue, Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PORT_UNREAD, PodValue, PolicyValue, PortRule,
+    ServiceValue, ShareValue, ToldValue,
 };
 
 #[map(name = "pods")]
@@ -38,6 +38,11 @@ pub static MESH_IPS: HashMap<Ip, MeshIpValue> = HashMap::with_max_entries(limits
 pub static PORT_RULES: HashMap<PortKey, PortRule> = HashMap::with_max_entries(limits::PORT_RULES, BPF_F_NO_PREALLOC);
 #[map(name = "excluded_cidrs")]
 pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(limits::EXCLUDED_CIDRS, BPF_F_NO_PREALLOC);
+#[map(name = "admitted")]
+pub static ADMITTED: HashMap<ServiceKey, AdmittedValue> =
+    HashMap::with_max_entries(limits::ADMITTED, BPF_F_NO_PREALLOC);
+#[map(name = "told")]
+pub static TOLD: HashMap<u64, ToldValue> = HashMap::with_max_entries(limits::PODS, 0);
 #[map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, BPF_F_NO_PREALLOC);
 #[map(name = "orig_dsts")]
@@ -188,6 +193,22 @@ pub fn share(netns_cookie: u64, change: i64) {
                 change = in(reg) change,
             );
         }
+    }
+}
+
+/// Adds one to a word of a map value, atomically, as [`share`] does.
+///
+/// # Safety
+/// `word` points into a live map value and is aligned.
+#[inline(always)]
+pub unsafe fn increment(word: *mut u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({word} + 0) += {one}",
+            word = in(reg) word,
+            one = in(reg) 1_u64,
+        );
     }
 }
 

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod apps;
 pub mod bpf;
 pub mod cgroup;
+pub mod datagram;
 pub mod http;
 pub mod interrupt;
 pub mod leftovers;

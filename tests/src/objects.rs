@@ -150,6 +150,14 @@ impl Objects {
         self.put_own("PeerPolicy", namespace, "peers", &format!("  mode: {mode}\n"))
     }
 
+    /// Writes a `PeerPolicy`; `spec` is its YAML, indented by two.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn put_peer_policy(&self, namespace: &str, name: &str, spec: &str) -> Result<()> {
+        self.put_own("PeerPolicy", namespace, name, spec)
+    }
+
     fn put_own(&self, kind: &str, namespace: &str, name: &str, spec: &str) -> Result<()> {
         let yaml = format!(
             "apiVersion: mesh-agent.io/v1alpha1\nkind: {kind}\n\

@@ -319,13 +319,77 @@ pub fn uring_connect(to: SocketAddr) -> io::Result<TcpStream> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(socket.into()) }
 }
 
-fn tcp_socket(to: SocketAddr, protocol: libc::c_int) -> io::Result<OwnedFd> {
-    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+/// Sends one datagram by io_uring(7), with `IORING_OP_SENDMSG`.
+///
+/// # Errors
+/// What the system says.
+pub fn uring_send(socket: &OwnedFd, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    let storage = SockaddrStorage::from(to);
+    let mut data = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero bytes are a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = storage.as_ptr().cast_mut().cast();
+    message.msg_namelen = storage.len();
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    let mut ring = io_uring::IoUring::new(2)?;
+    let entry = io_uring::opcode::SendMsg::new(io_uring::types::Fd(socket.as_raw_fd()), &raw const message).build();
+    // SAFETY: message, address and bytes outlive the wait below, after which the kernel is done with them.
+    unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().map_or(-libc::EIO, |entry| entry.result());
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// Sends one datagram to an IPv4 address whose family says `AF_UNSPEC`, which udp(7) takes for `AF_INET`.
+///
+/// # Errors
+/// What the system says.
+pub fn send_unspecified(socket: &OwnedFd, to: std::net::SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_UNSPEC as u16,
+        sin_port: to.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
+        sin_zero: [0; 8],
+    };
+    let pointer: *const libc::sockaddr_in = &raw const address;
+    // SAFETY: both pointers are valid for the lengths given with them.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            0,
+            pointer.cast(),
+            size_of::<libc::sockaddr_in>() as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets the IPv4 options of a socket's packets, as they stand in the header.
+///
+/// # Errors
+/// What the system says.
+pub fn set_ip_options(socket: &OwnedFd, options: &[u8; 8]) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, options)
+}
+
+/// A socket of this family, type and protocol (socket(2)), in this thread's network namespace.
+///
+/// # Errors
+/// What the system says.
+pub fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointer is involved.
-    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
+    let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn tcp_socket(to: SocketAddr, protocol: libc::c_int) -> io::Result<OwnedFd> {
+    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    socket(family, libc::SOCK_STREAM, protocol)
 }

@@ -10,6 +10,7 @@ use mesh_common::counter::Counter;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
+use super::egress_events;
 use crate::capture::{Closed, EventReader, Kernel, KernelEvent, LiveNative, Refusal, Sweep, Traffic};
 use crate::model::addr::OrigDst;
 use crate::model::identity::PeerIdentity;
@@ -110,6 +111,9 @@ impl Scribe {
 
     fn refused(&self, refusal: &Refusal) {
         let snapshot = self.snapshots.load();
+        if let Some(reporter) = egress_events::reporter(refusal.exit) {
+            return self.refused_outside(refusal, reporter, &snapshot);
+        }
         let mut record = self.telemetry.open(Reporter::Inbound);
         record.generation = snapshot.generation();
         let pod = self.pod(&snapshot, refusal.netns_cookie);
@@ -125,6 +129,21 @@ impl Scribe {
             (record.lane, record.security) = (Lane::Native, Security::Kernel);
         }
         record.record(ending(refusal.exit, &snapshot, client.as_deref(), server.as_deref(), from, to));
+    }
+
+    /// What a pod may not send out of the mesh, or takes none of.
+    fn refused_outside(&self, refusal: &Refusal, reporter: Reporter, snapshot: &Snapshot) {
+        let mut record = self.telemetry.open(reporter);
+        record.generation = snapshot.generation();
+        let pod = self.pod(snapshot, refusal.netns_cookie);
+        let other = snapshot.workload_by_ip(refusal.peer.ip()).cloned();
+        let (client, server) = if reporter == Reporter::Outbound { (&pod, &other) } else { (&other, &pod) };
+        let (from, to) =
+            if reporter == Reporter::Outbound { (refusal.local, refusal.peer) } else { (refusal.peer, refusal.local) };
+        name(&mut record.source, client.as_deref(), from);
+        name(&mut record.destination, server.as_deref(), to);
+        egress_events::describe(&mut record, to);
+        record.record(egress_events::ending(refusal.exit, pod.as_deref(), to.port(), CHANGED));
     }
 
     /// One record for the log line, and one for the series of the other end, as two agents would keep them.

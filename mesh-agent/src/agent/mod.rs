@@ -2,6 +2,7 @@
 //! and takes them down in the opposite order. It decides nothing.
 
 mod duties;
+mod egress_events;
 mod explain;
 mod handover;
 mod inherited;
@@ -282,7 +283,8 @@ fn ca_client(config: &Config) -> Result<Arc<dyn CaClient>> {
 
 async fn read_source(config: Config, snapshots: Arc<SnapshotStore>) -> Result<()> {
     let Source::Dir(path) = config.source;
-    let config = DirConfig { path, node: config.node, trust_domain: config.trust_domain };
+    let Config { node, trust_domain, node_local_dns, .. } = config;
+    let config = DirConfig { path, node, trust_domain, node_local_dns: Some(node_local_dns) };
     control::run(config, snapshots, std::future::pending()).await?;
     Ok(())
 }

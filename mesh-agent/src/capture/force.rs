@@ -57,7 +57,8 @@ impl Kernel {
         }
         stage.cgroup.install(&self.config.cgroup, &self.config.links())?;
         *staged = None;
-        Ok(())
+        drop(staged);
+        self.settle_egress(&mut self.lock_maps())
     }
 
     /// Makes one pod's `sk_lookup` this agent's: at once, or when this agent comes into force.

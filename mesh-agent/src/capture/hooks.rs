@@ -20,6 +20,8 @@ use super::object::program;
 pub(super) const LOOKUP: &str = "mesh_lookup";
 const SOCK_OPS: &str = "mesh_sockops";
 const SOCK_ADDR: [&str; 4] = ["mesh_getpeername4", "mesh_getpeername6", "mesh_connect4", "mesh_connect6"];
+/// Attached while a pod needs them: see `egress`.
+pub(super) const DATAGRAM: [&str; 4] = ["mesh_sendmsg4", "mesh_sendmsg6", "mesh_peer4", "mesh_peer6"];
 
 /// A kind of program, with the directory or namespace that it is attached to.
 pub(super) trait Hook {
@@ -102,7 +104,7 @@ impl CgroupHooks {
     pub(super) fn load(mut ebpf: Ebpf) -> Result<Self, CaptureError> {
         load::<SockOps>(&mut ebpf, SOCK_OPS)?;
         load::<SockOps>(&mut ebpf, kubelet::PROGRAM)?;
-        for name in SOCK_ADDR {
+        for name in SOCK_ADDR.into_iter().chain(DATAGRAM) {
             load::<CgroupSockAddr>(&mut ebpf, name)?;
         }
         Ok(Self(ebpf))
@@ -122,6 +124,9 @@ impl CgroupHooks {
             if kubelet::is_pin(&name) {
                 // Its cgroup is known again within a second; until then the link that is there serves.
                 let program: &mut SockOps = program(ebpf, kubelet::PROGRAM)?;
+                links::update(&pin, program.fd().map_err(|e| CaptureError::kernel(&name, &e))?.as_fd());
+            } else if DATAGRAM.contains(&name.as_str()) {
+                let program: &mut CgroupSockAddr = program(ebpf, &name)?;
                 links::update(&pin, program.fd().map_err(|e| CaptureError::kernel(&name, &e))?.as_fd());
             } else if name != SOCK_OPS && !SOCK_ADDR.contains(&name.as_str()) {
                 tracing::info!(name, "removing the hook of another version");

@@ -9,7 +9,7 @@ use super::kernel::Kernel;
 use super::netns::Netns;
 use super::sync::{Entry, remove_cookie, write_pod};
 use super::uninstall::pinned_cookies;
-use super::{links, routes, rules, sockets};
+use super::{egress, links, routes, rules, sockets};
 use crate::model::workload::Workload;
 use crate::snapshot::Snapshot;
 
@@ -34,6 +34,7 @@ impl Kernel {
         {
             let mut maps = self.lock_maps();
             let policy = rules::name(&maps, snapshot, workload);
+            egress::prepare(&mut maps, snapshot, std::iter::once(workload))?;
             let captures = workload.is_enrolled() && workload.captured.is_some();
             write_pod(&mut maps, Entry { cookie: netns.cookie, captures, lenient: false }, workload, policy)?;
         }

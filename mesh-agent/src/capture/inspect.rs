@@ -8,8 +8,9 @@ use std::sync::Arc;
 use aya::maps::lpm_trie::Key;
 use mesh_common::decide::{self, ConnectVerdict, ConnectView, Destination, LookupVerdict, LookupView, PolicyView};
 use mesh_common::decide::{Proof, Receiver};
-use mesh_common::key::is_loopback;
+use mesh_common::egress::DestinationView;
 use mesh_common::key::{CidrKey, Digest, EndpointKey, INBOUND, Ip, OUTBOUND, PROBE, PolicyKey, PortKey, ServiceKey};
+use mesh_common::key::{TCP, is_this_host};
 use mesh_common::limits::{RECORDS_PER_POD, TUNNEL_PORT, is_agent_port};
 use mesh_common::value::{EndpointValue, MeshIpValue, PORT_EXCLUDED, PodValue, ServiceValue};
 
@@ -18,7 +19,6 @@ use super::rules;
 use super::sync::key_ip;
 use crate::snapshot::Snapshot;
 
-const IPPROTO_TCP: u16 = 6;
 /// Bits of the cookie in front of the address in a [`CidrKey`], plus the address.
 const CIDR_BITS: u32 = 64 + 128;
 
@@ -98,13 +98,9 @@ impl PolicyView for Connecting<'_> {
     }
 }
 
-impl ConnectView for Connecting<'_> {
-    fn is_agent_socket(&self) -> bool {
-        false
-    }
-
+impl DestinationView for Connecting<'_> {
     fn is_loopback(&self) -> bool {
-        is_loopback(&self.ip)
+        is_this_host(&self.ip)
     }
 
     fn is_own_ip(&self) -> bool {
@@ -117,8 +113,23 @@ impl ConnectView for Connecting<'_> {
             || self.maps.excluded_cidrs.get(&cidr, 0).is_ok()
     }
 
+    fn mesh_ip(&self) -> Option<MeshIpValue> {
+        self.maps.mesh_ips.get(&self.ip, 0).ok()
+    }
+
+    fn admitted(&self) -> Option<u32> {
+        let key = ServiceKey { ip: self.ip, port: self.port, protocol: TCP };
+        self.maps.egress.admitted.get(&key, 0).ok().map(|value| value.rule)
+    }
+}
+
+impl ConnectView for Connecting<'_> {
+    fn is_agent_socket(&self) -> bool {
+        false
+    }
+
     fn service(&self) -> Option<ServiceValue> {
-        let key = ServiceKey { ip: self.ip, port: self.port, protocol: IPPROTO_TCP };
+        let key = ServiceKey { ip: self.ip, port: self.port, protocol: TCP };
         let number = self.maps.services.get(&key, 0).ok()?.open(&key)?;
         self.maps.service_facts.get(&number, 0).ok()
     }
@@ -129,10 +140,6 @@ impl ConnectView for Connecting<'_> {
 
     fn draw(&self) -> u32 {
         self.draw
-    }
-
-    fn mesh_ip(&self) -> Option<MeshIpValue> {
-        self.maps.mesh_ips.get(&self.ip, 0).ok()
     }
 
     fn dialled(&self) -> (Ip, u16) {

@@ -26,7 +26,7 @@ use super::pod::Enrolments;
 use super::pod_entries::PodEntries;
 use super::records::Records;
 use super::sync::Mirror;
-use super::{links, probe, rules, services};
+use super::{egress, links, probe, rules, services};
 use crate::sys;
 
 /// The agent's own cgroup below the attach point: `sock_ops` must see the sockets that it accepts.
@@ -60,6 +60,7 @@ pub(super) struct Maps {
     pub(super) mesh_ips: HashMap<MapData, [u8; 16], MeshIpValue>,
     pub(super) port_rules: HashMap<MapData, PortKey, PortRule>,
     pub(super) excluded_cidrs: LpmTrie<MapData, CidrKey, u32>,
+    pub(super) egress: egress::Tables,
     pub(super) listeners: SockHash<MapData, ListenerKey>,
     pub(super) mirror: Mirror,
     /// By how much each pod's count of records was wrong at the last sweep.
@@ -161,6 +162,7 @@ impl Maps {
             mesh_ips: take(ebpf, "mesh_ips")?,
             port_rules: take(ebpf, "port_rules")?,
             excluded_cidrs: take(ebpf, "excluded_cidrs")?,
+            egress: egress::Tables::take(ebpf)?,
             listeners: take(ebpf, "listeners")?,
             mirror: Mirror::default(),
             drifts: BTreeMap::new(),

@@ -5,6 +5,7 @@
 //! never reads Kubernetes objects: it makes the kernel's maps say what a [`crate::snapshot::Snapshot`] says.
 
 mod digest;
+mod egress;
 mod error;
 mod events;
 mod force;

@@ -29,7 +29,7 @@ static TWIN: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_TWIN_PATH"));
 /// Connections, and what finds them.
 const RECORDS: [&str; 8] = ["flows", "orig_dsts", "shares", "listeners", "events", "ASKED", "ACCEPTED", "AGENT_SK"];
 /// What an agent writes from its snapshots, and counts.
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 13] = [
     "pods",
     "pod_facts",
     "services",
@@ -39,6 +39,8 @@ const MAPS: [&str; 11] = [
     "mesh_ips",
     "port_rules",
     "excluded_cidrs",
+    "admitted",
+    "told",
     "stats",
     "twin",
 ];

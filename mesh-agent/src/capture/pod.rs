@@ -17,7 +17,7 @@ use super::handover::KeptListeners;
 use super::kernel::Kernel;
 use super::netns::Netns;
 use super::records::Records;
-use super::{links, routes, rules, sync};
+use super::{egress, links, routes, rules, sync};
 use crate::model::addr::{OrigDst, Scope};
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::proxy::pod_net::{PodNet, SocketUse};
@@ -125,6 +125,8 @@ impl Kernel {
             if let Err(error) = rules::sync(&mut maps, snapshot) {
                 tracing::error!(%error, "pods with rules that could not be written refuse every connection");
             }
+            // Before the pod's entry: from then on what is not admitted is refused.
+            egress::prepare(&mut maps, snapshot, std::iter::once(workload))?;
             let policy = rules::name(&maps, snapshot, workload);
             sync::write_pod(&mut maps, pod.entry(), workload, policy)?;
         }

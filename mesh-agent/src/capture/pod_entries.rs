@@ -36,6 +36,11 @@ impl PodEntries {
         self.facts.get(self.in_use.get(&netns_cookie)?, 0).ok()
     }
 
+    /// Every flag that some pod's entry has, whoever wrote it.
+    pub(super) fn flags(&self) -> u32 {
+        self.in_use.keys().filter_map(|cookie| self.get(*cookie)).fold(0, |flags, pod| flags | pod.flags)
+    }
+
     /// Whoever reads the pod's entry sees all of what it was or all of this.
     pub(super) fn put(&mut self, netns_cookie: u64, value: PodValue) -> Result<(), CaptureError> {
         if self.get(netns_cookie) == Some(value) && self.pods.get(&netns_cookie, 0).is_ok() {

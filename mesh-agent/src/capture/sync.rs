@@ -14,7 +14,7 @@ use mesh_common::value::{MeshIpValue, NO_POLICY, POD_CAPTURES, PodValue, PortRul
 use super::error::CaptureError;
 use super::kernel::{Kernel, Maps};
 use super::pod::EnrolledPod;
-use super::{digest, rules, services};
+use super::{digest, egress, rules, services};
 pub(super) use crate::model::addr::key_ip;
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::policy::facts;
@@ -73,7 +73,9 @@ impl Kernel {
         };
         // Rules before the pods that refer to them.
         keep(rules::sync(&mut maps, snapshot));
-        for pod in pods {
+        let workloads = pods.iter().filter_map(|pod| snapshot.workload(pod.uid()));
+        keep(egress::prepare(&mut maps, snapshot, workloads.map(|workload| &**workload)));
+        for pod in &pods {
             if let Some(workload) = snapshot.workload(pod.uid()) {
                 let policy = rules::name(&maps, snapshot, workload);
                 keep(write_pod(&mut maps, pod.entry(), workload, policy));
@@ -81,6 +83,7 @@ impl Kernel {
         }
         keep(sync_mesh_ips(&mut maps, snapshot, &cookies));
         keep(services::sync(&mut maps, snapshot, &cookies));
+        keep(self.settle_egress(&mut maps));
         first_error
     }
 
@@ -110,6 +113,7 @@ pub(super) fn write_pod(
     if maps.shares.get(&cookie, 0).is_err() {
         maps.shares.insert(cookie, ShareValue { records: 0 }, 0).map_err(|e| CaptureError::map("shares", &e))?;
     }
+    maps.egress.expect_refusals(cookie, workload)?;
     maps.pods.put(cookie, value)
 }
 
@@ -126,6 +130,7 @@ pub(super) fn update_flags(maps: &mut Maps, pod: &EnrolledPod) -> Result<(), Cap
 pub(super) fn remove_cookie(maps: &mut Maps, cookie: u64) {
     maps.pods.remove(cookie);
     let _ = maps.shares.remove(&cookie);
+    maps.egress.forget(cookie);
     for kind in [LISTENER_OUTBOUND, LISTENER_TUNNEL, LISTENER_PLAINTEXT] {
         let _ = maps.listeners.remove(&ListenerKey { netns_cookie: cookie, kind, pad: 0 });
     }

@@ -154,6 +154,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         // The CA is no node: no pod is its own.
         node: String::new(),
         trust_domain: settings.server.trust_domain.clone(),
+        node_local_dns: None,
     };
     let mut source = tokio::spawn(control::run(config, Arc::clone(&store), ended(stopped.clone())));
     let server = CaServer::bind(settings.server, Arc::new(BySnapshot(Arc::clone(&store)))).await?;

@@ -138,6 +138,9 @@ fn render_path(text: &mut String, path: &Path, one_of_many: bool) {
     };
     line(text, "endpoint", &format!("{at}{share}"));
     line(text, "  lane", &format!("{}: {}", path.lane, path.why));
+    if let Some(egress) = &path.egress {
+        line(text, "  egress", egress);
+    }
     if let Some(mode) = &path.peer_mode {
         line(text, "  peer mode", mode);
     }
@@ -187,6 +190,7 @@ mod tests {
             outcome: "ok".into(),
             rule: Some("shop/guard".into()),
             reason: "an ALLOW rule matches and no DENY does".into(),
+            egress: None,
             peer_mode: Some("strict (by shop/peers)".into()),
             enforced: vec!["connect() on a".into(), "sk_lookup of shop/near on a".into()],
             exits: vec!["connect_native".into(), "lookup_native".into()],
@@ -201,6 +205,7 @@ mod tests {
             allowed: false,
             outcome: "denied".into(),
             reason: "port 7000 is not\none of [80]".into(),
+            egress: None,
             peer_mode: None,
             enforced: vec!["the agent on b".into()],
             exits: vec![],

@@ -1,12 +1,13 @@
 //! The only reader of arguments and environment. Everything is parsed before anything starts, every mistake is
 //! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::capture::{Half, Kubelet};
+use crate::policy::egress::NODE_LOCAL_DNS;
 
 /// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,6 +30,9 @@ pub struct RunArgs {
     /// Who may probe strict pods: port:N (whoever listens on it, usually 10250) or cgroup:DIR; nobody when not given.
     #[arg(long, env = "MESH_KUBELET")]
     kubelet: Option<String>,
+    /// Where the node's DNS cache listens: pods that may not leave the mesh may use it all the same.
+    #[arg(long, env = "MESH_NODE_LOCAL_DNS", default_value_t = NODE_LOCAL_DNS.to_string())]
+    node_local_dns: String,
     /// What an application sees when a policy refuses its connect(): refused (ECONNREFUSED) or access (EACCES).
     #[arg(long, env = "MESH_DENY_ERRNO", default_value = "refused")]
     deny_errno: String,
@@ -88,6 +92,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Who may probe strict pods.
     pub kubelet: Option<Kubelet>,
+    /// Where the node's DNS cache listens.
+    pub node_local_dns: IpAddr,
     /// What an application sees when a policy refuses its `connect()`.
     pub deny_errno: i32,
     /// State directory.
@@ -177,6 +183,7 @@ impl RunArgs {
             errors.push(format!("--cgroup `{}`: an absolute path is needed", self.cgroup.display()));
         }
         let kubelet = keep(&mut errors, parse_kubelet(self.kubelet.as_deref()));
+        let node_local_dns = keep(&mut errors, parse("--node-local-dns", &self.node_local_dns, "an IP address"));
         let deny_errno = keep(&mut errors, parse_deny_errno(&self.deny_errno));
         let (
             Some(source),
@@ -186,9 +193,10 @@ impl RunArgs {
             Some(grace),
             Some(log_format),
             Some(kubelet),
+            Some(node_local_dns),
             Some(deny_errno),
             true,
-        ) = (source, ca, metrics, workers, grace, log_format, kubelet, deny_errno, errors.is_empty())
+        ) = (source, ca, metrics, workers, grace, log_format, kubelet, node_local_dns, deny_errno, errors.is_empty())
         else {
             return Err(ConfigErrors(errors));
         };
@@ -199,6 +207,7 @@ impl RunArgs {
             cgroup: self.cgroup,
             bpffs: self.bpffs,
             kubelet,
+            node_local_dns: IpAddr::to_canonical(&node_local_dns),
             deny_errno,
             state_dir: self.state_dir,
             trust_domain: self.trust_domain,
@@ -351,10 +360,12 @@ mod tests {
             "../x",
             "--kubelet",
             "port:0",
+            "--node-local-dns",
+            "localhost",
             "--deny-errno",
             "sorry",
         ])
-        .expect_err("twelve mistakes");
+        .expect_err("thirteen mistakes");
         for option in [
             "--node",
             "--source",
@@ -366,6 +377,7 @@ mod tests {
             "--log-format",
             "--grace-seconds",
             "--kubelet",
+            "--node-local-dns",
             "--deny-errno",
             "--instance",
         ] {

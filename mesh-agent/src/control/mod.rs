@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub struct DirConfig {
     pub node: String,
     /// SPIFFE trust domain.
     pub trust_domain: String,
+    /// Where the node's DNS cache listens.
+    pub node_local_dns: Option<IpAddr>,
 }
 
 /// Why a source cannot be run, or a publication not be made. Mistakes in objects are [`Problem`]s, never errors.
@@ -101,7 +104,7 @@ pub async fn run(
         let (returned, parts) = work.await.map_err(|error| ControlError::Internal(error.to_string()))?;
         source = returned;
         if let Some(parts) = parts {
-            publisher.publish(parts);
+            publisher.publish(SnapshotParts { node_local_dns: config.node_local_dns, ..parts });
         }
 
         let deadline = source.deadline().map(Instant::from_std);

@@ -5,6 +5,7 @@
 //! connection meets them and writes down what they say. No IO, no clock; what the live kernel would say about the
 //! same questions is compared by the agent ([`Check`]).
 
+mod outside;
 mod report;
 mod resolve;
 mod route;
@@ -83,6 +84,7 @@ pub fn exit_of(verdict: &ConnectVerdict) -> (Counter, Option<SocketAddr>) {
     let to = |ip, port| Some(view::socket(ip, port));
     match verdict {
         ConnectVerdict::Bypass(counter) | ConnectVerdict::Refuse(counter) => (*counter, None),
+        ConnectVerdict::RefuseOutside => (Counter::ConnectEgress, None),
         ConnectVerdict::Capture(_) => (Counter::ConnectCaptured, None),
         ConnectVerdict::Native(endpoint) => (Counter::ConnectNative, to(endpoint.ip, endpoint.port)),
         ConnectVerdict::Deny(endpoint) => (Counter::ConnectDenied, to(endpoint.ip, endpoint.port)),

@@ -110,6 +110,9 @@ pub struct Path {
     pub rule: Option<String>,
     /// Why; for a refusal the near miss.
     pub reason: String,
+    /// For what goes out of the mesh: the rule of the source that refuses that, and the built-in rule that admits it
+    /// all the same.
+    pub egress: Option<String>,
     /// Inbound mode of the port, and the object that decided it.
     pub peer_mode: Option<String>,
     /// Where it is enforced, in order.

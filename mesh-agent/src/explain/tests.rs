@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::addr::EndpointAddr;
+use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::{Identity, PeerIdentity};
 use crate::model::policy::{Action, IdentityMatch, Policy, Rule, Source as RuleSource, Target};
 use crate::model::service::{Endpoint, ServicePort};
@@ -35,6 +36,8 @@ fn pod(name: &str, node: &str, ip: &str) -> Workload {
         captured: Some(Captured { generation: 1, wire: vec!["h2".into()] }),
         peer_mode: PeerModes::default(),
         exclusions: Exclusions::default(),
+        egress: Egress::default(),
+        udp_refusals: UdpRefusals::default(),
         netns: None,
         probe_ports: Vec::new(),
         terminating: false,

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::decide::{ConnectView, Destination, LookupView, PolicyView, Proof, Receiver};
-use mesh_common::key::{ANY_PORT, Digest, INBOUND, Ip, OUTBOUND, PROBE, PolicyKey, is_loopback};
+use mesh_common::egress::DestinationView;
+use mesh_common::key::{ANY_PORT, Digest, INBOUND, Ip, OUTBOUND, PROBE, PolicyKey, is_this_host};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
 use mesh_common::value::{
     EndpointValue, MeshIpValue, NO_POLICY, POLICY_AGENT, POLICY_ALLOW, POLICY_DENY, PORT_EXCLUDED, ServiceValue,
@@ -15,9 +16,11 @@ use mesh_common::value::{
 
 use crate::balance::kernel;
 use crate::model::addr::key_ip;
+use crate::model::egress::{BuiltIn, Destination as Out};
+use crate::model::service::Protocol;
 use crate::model::workload::Workload;
 use crate::policy::compile::{KernelVerdict, table};
-use crate::policy::facts;
+use crate::policy::{egress, facts};
 use crate::snapshot::Snapshot;
 
 /// One node's captured pods, as its kernel knows them.
@@ -109,19 +112,21 @@ pub(super) fn outbound_exclusion(source: &Workload, to: SocketAddr) -> Option<St
     Some(format!("exclude-outbound-cidrs of {} names {cidr}", source.display_name()))
 }
 
+/// The built-in rule that admits connections to `to` although it is not in the mesh.
+pub(super) fn admission(snapshot: &Snapshot, to: SocketAddr) -> Option<BuiltIn> {
+    let addr = SocketAddr::new(to.ip().to_canonical(), to.port());
+    snapshot.admitted().get(&Out { addr, protocol: Protocol::Tcp }).copied()
+}
+
 impl PolicyView for Connecting<'_> {
     fn policy(&self, key: &PolicyKey) -> Option<u32> {
         self.node.verdict(key)
     }
 }
 
-impl ConnectView for Connecting<'_> {
-    fn is_agent_socket(&self) -> bool {
-        false
-    }
-
+impl DestinationView for Connecting<'_> {
     fn is_loopback(&self) -> bool {
-        is_loopback(&key_ip(self.to.ip()))
+        is_this_host(&key_ip(self.to.ip()))
     }
 
     fn is_own_ip(&self) -> bool {
@@ -130,6 +135,22 @@ impl ConnectView for Connecting<'_> {
 
     fn is_excluded(&self) -> bool {
         outbound_exclusion(self.source, self.to).is_some()
+    }
+
+    fn mesh_ip(&self) -> Option<MeshIpValue> {
+        let owner = self.node.snapshot.workload_by_ip(self.to.ip().to_canonical());
+        let captured = owner.filter(|workload| workload.captured.is_some())?;
+        Some(MeshIpValue { netns_cookie: self.node.cookie(captured).unwrap_or(0) })
+    }
+
+    fn admitted(&self) -> Option<u32> {
+        admission(self.node.snapshot, self.to).map(egress::word)
+    }
+}
+
+impl ConnectView for Connecting<'_> {
+    fn is_agent_socket(&self) -> bool {
+        false
     }
 
     fn service(&self) -> Option<ServiceValue> {
@@ -142,12 +163,6 @@ impl ConnectView for Connecting<'_> {
 
     fn draw(&self) -> u32 {
         self.draw
-    }
-
-    fn mesh_ip(&self) -> Option<MeshIpValue> {
-        let owner = self.node.snapshot.workload_by_ip(self.to.ip().to_canonical());
-        let captured = owner.filter(|workload| workload.captured.is_some())?;
-        Some(MeshIpValue { netns_cookie: self.node.cookie(captured).unwrap_or(0) })
     }
 
     fn dialled(&self) -> (Ip, u16) {

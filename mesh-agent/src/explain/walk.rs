@@ -13,7 +13,7 @@ use mesh_common::value::{EndpointValue, FLOW_NATIVE, FLOW_SELF, LANE_CAPTURED_RE
 
 use super::report::Path;
 use super::view::{Arriving, Connecting, NodeView, outbound_exclusion, socket};
-use super::{Check, exit_of, words};
+use super::{Check, exit_of, outside, words};
 use crate::balance::kernel::is_kernels;
 use crate::balance::{Client, eligible};
 use crate::model::identity::PeerIdentity;
@@ -82,10 +82,17 @@ impl<'a> Walk<'a> {
         let at = format!("connect() on {}", source.node);
         let mut path = begun("bypass", words::exit(counter).to_owned(), share);
         path.exits.push(counter.as_str().to_owned());
+        path.egress = outside::words(self.snapshot, source, to, counter);
         match verdict {
             ConnectVerdict::Bypass(Counter::ConnectLoopback) => self.end(path, None),
             ConnectVerdict::Bypass(Counter::ConnectOwnIp) => self.direct(path, to, Some((FLOW_SELF, source))),
             ConnectVerdict::Bypass(_) => self.direct(path, to, None),
+            ConnectVerdict::RefuseOutside => {
+                path.lane = "none".to_owned();
+                path.enforced.push(at);
+                let rule = source.egress.refused_by.as_ref().map(ToString::to_string);
+                self.end(path, Some((Outcome::Denied, rule, words::exit(counter).to_owned())));
+            }
             // Only while no agent listens, and one is asked.
             ConnectVerdict::Fallback(service) => {
                 self.arrive(path, socket(service.fallback_ip, service.fallback_port), None, None);
@@ -356,6 +363,7 @@ fn begun(lane: &str, why: String, share: f64) -> Path {
         outcome: String::new(),
         rule: None,
         reason: String::new(),
+        egress: None,
         peer_mode: None,
         enforced: Vec::new(),
         exits: Vec::new(),

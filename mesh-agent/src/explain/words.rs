@@ -11,6 +11,8 @@ pub(super) fn exit(counter: Counter) -> &'static str {
         Counter::ConnectOwnIp => "the pod's own address",
         Counter::ConnectExcluded => "excluded by annotation",
         Counter::ConnectOutside => "the destination is not in the mesh",
+        Counter::ConnectAdmitted => "the destination is not in the mesh, but a built-in rule admits it",
+        Counter::ConnectEgress => "the destination is not in the mesh, and the source may not leave it",
         Counter::ConnectNotCapturing => "the source is joining or leaving the mesh",
         Counter::ConnectNoFamily => "the source has no address of this family",
         Counter::ConnectNoEndpoints => "the service has no usable endpoint",

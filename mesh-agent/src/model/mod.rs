@@ -4,6 +4,7 @@
 //! the same in the control plane that builds it, the policy that judges it and the log that prints it.
 
 pub mod addr;
+pub mod egress;
 pub mod identity;
 pub mod outcome;
 pub mod policy;

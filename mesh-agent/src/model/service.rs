@@ -8,7 +8,16 @@ use super::addr::EndpointAddr;
 use super::route::ServiceRef;
 use super::workload::WorkloadUid;
 
-/// One TCP port of one Service with its endpoints: the unit of balancing.
+/// A transport protocol of Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One port of one Service with its endpoints; of a TCP port the unit of balancing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServicePort {
     /// Namespace of the Service.

@@ -1,5 +1,6 @@
 //! Workloads: pods as the mesh sees them.
 
+use super::egress::{Egress, UdpRefusals};
 use super::identity::Identity;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -44,6 +45,10 @@ pub struct Workload {
     pub captured: Option<Captured>,
     /// Inbound mTLS mode, by port.
     pub peer_mode: PeerModes,
+    /// What becomes of what it sends out of the mesh.
+    pub egress: Egress,
+    /// Where it takes no UDP.
+    pub udp_refusals: UdpRefusals,
     /// What never goes through the agent.
     pub exclusions: Exclusions,
     /// `mesh-agent.io/netns`, honoured by the directory source only.

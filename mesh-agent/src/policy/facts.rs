@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mesh_common::key::{INBOUND, Ip, OUTBOUND, PROBE};
+use mesh_common::key::{INBOUND, Ip, OUTBOUND, PROBE, UDP_IN};
 use mesh_common::value::{
-    POD_CAPTURES, POD_POLICY, POD_STRICT, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_PROBE, PORT_STRICT,
+    POD_CAPTURES, POD_POLICY, POD_REFUSES_OUTSIDE, POD_STRICT, POD_UDP_PORTS, POD_UDP_STRICT, PORT_EXCLUDED,
+    PORT_PERMISSIVE, PORT_PROBE, PORT_STRICT,
 };
 
 use crate::model::addr::key_ip;
@@ -23,6 +24,15 @@ pub fn flags(workload: &Workload, captures: bool, lenient: bool, has_policy: boo
     }
     if has_policy {
         flags |= POD_POLICY;
+    }
+    if workload.egress.refused_by.is_some() {
+        flags |= POD_REFUSES_OUTSIDE;
+    }
+    if workload.udp_refusals.all.is_some() && !lenient {
+        flags |= POD_UDP_STRICT;
+    }
+    if !workload.udp_refusals.ports.is_empty() && !lenient {
+        flags |= POD_UDP_PORTS;
     }
     flags
 }
@@ -49,6 +59,9 @@ pub fn port_rules(workload: &Workload, lenient: bool) -> BTreeMap<(u16, u16), u3
     }
     for port in &workload.probe_ports {
         rules.insert((*port, PROBE), PORT_PROBE);
+    }
+    for port in workload.udp_refusals.ports.keys() {
+        rules.insert((*port, UDP_IN), PORT_STRICT);
     }
     for port in &workload.exclusions.outbound_ports {
         rules.insert((*port, OUTBOUND), PORT_EXCLUDED);

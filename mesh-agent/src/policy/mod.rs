@@ -4,6 +4,7 @@
 //! compile. No IO, no clock, no history: the same flow and the same objects give the same verdict.
 
 pub mod compile;
+pub mod egress;
 pub mod facts;
 mod matching;
 #[cfg(test)]

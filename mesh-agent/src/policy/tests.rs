@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
+use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::policy::{IdentityMatch, Rule, Source, Target};
 use crate::model::workload::{Enrolment, Exclusions, PeerModes};
@@ -30,6 +31,8 @@ pub(super) fn web(peer_mode: PeerModes) -> Workload {
         captured: None,
         peer_mode,
         exclusions: Exclusions::default(),
+        egress: Egress::default(),
+        udp_refusals: UdpRefusals::default(),
         netns: None,
         terminating: false,
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::model::egress::{BuiltIn, Destination};
 use crate::model::policy::{Policy, Target};
 use crate::model::problem::Problem;
 use crate::model::route::{PortRoutes, RouteStatus, ServiceRef};
@@ -33,6 +34,10 @@ pub struct SnapshotParts {
     pub workloads: Vec<Arc<Workload>>,
     /// Every known TCP service port.
     pub services: Vec<Arc<ServicePort>>,
+    /// Every known UDP service port: of these only addresses matter, as destinations that are admitted.
+    pub udp_services: Vec<Arc<ServicePort>>,
+    /// Where the node's DNS cache listens, if pods may use one.
+    pub node_local_dns: Option<IpAddr>,
     /// Every policy in force.
     pub policies: Vec<Arc<Policy>>,
     /// The routes in force: at most one entry for a Service port and a consumer namespace (or none).
@@ -54,6 +59,7 @@ pub struct Snapshot {
     by_ref: HashMap<ServiceRef, Arc<ServicePort>>,
     routes: HashMap<ServiceRef, Attached>,
     selected: HashMap<WorkloadUid, Policies>,
+    admitted: HashMap<Destination, BuiltIn>,
 }
 
 /// The routes of one Service port.
@@ -77,7 +83,8 @@ impl Snapshot {
         let by_ref = parts.services.iter().map(|s| (s.reference(), Arc::clone(s))).collect();
         let routes = attach(&parts.routes);
         let selected = select(&parts);
-        Self { generation, parts, by_uid, by_ip, by_vip, by_ref, routes, selected }
+        let admitted = crate::policy::egress::admitted(&parts);
+        Self { generation, parts, by_uid, by_ip, by_vip, by_ref, routes, selected, admitted }
     }
 
     /// Grows by one with every published change.
@@ -143,6 +150,12 @@ impl Snapshot {
         }
         let attached = self.routes.get(&service.reference())?;
         attached.consumers.get(client_namespace).or(attached.producer.as_ref())
+    }
+
+    /// What is outside the mesh and may be reached by every pod, with the built-in rule that admits it.
+    #[must_use]
+    pub fn admitted(&self) -> &HashMap<Destination, BuiltIn> {
+        &self.admitted
     }
 
     /// Every known pod.

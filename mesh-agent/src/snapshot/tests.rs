@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::policy::Action;
 use crate::model::workload::{Enrolment, Exclusions, PeerModes};
@@ -25,6 +26,8 @@ fn workload(namespace: &str, name: &str, node: &str, ips: &[&str], app: &str) ->
         captured: None,
         peer_mode: PeerModes::default(),
         exclusions: Exclusions::default(),
+        egress: Egress::default(),
+        udp_refusals: UdpRefusals::default(),
         netns: None,
         terminating: false,
     })

@@ -111,6 +111,8 @@ pub struct ConnectionRecord {
     pub security: Security,
     /// The ALLOW policy that matched.
     pub rule: Option<Arc<str>>,
+    /// A rule about the client decided: a denial is counted where the client is, else where the server is.
+    pub by_clients_rule: bool,
     /// Snapshot generation of the decision.
     pub generation: u64,
     /// The client's smoothed round-trip time, where the kernel told it.
@@ -138,6 +140,7 @@ impl ConnectionRecord {
             lane: Lane::Plaintext,
             security: Security::None,
             rule: None,
+            by_clients_rule: false,
             generation: 0,
             round_trip: None,
             retransmits: None,
@@ -213,7 +216,8 @@ impl ConnectionRecord {
         self.telemetry.series().close(&series, ending.outcome);
         self.telemetry.metrics().live(self.reporter).dec();
         let rule = ending.rule.as_deref().or(self.rule.as_deref());
-        if let (Reporter::Inbound, Some(policy)) = (self.reporter, ending.rule.as_ref()) {
+        let decided_here = self.reporter == Reporter::Inbound || self.by_clients_rule;
+        if let (true, Some(policy)) = (decided_here, ending.rule.as_ref()) {
             self.telemetry.metrics().denied(policy, ending.outcome);
         }
         if self.silent {

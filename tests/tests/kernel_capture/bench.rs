@@ -8,12 +8,15 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use mesh_agent::capture::{EnrolledPod, Half, Kernel, KernelConfig, PodSockets, uninstall};
 use mesh_agent::model::addr::EndpointAddr;
+use mesh_agent::model::egress::{Egress, UdpRefusals};
 use mesh_agent::model::identity::Identity;
 use mesh_agent::model::policy::Policy;
 use mesh_agent::model::service::{Endpoint, ServicePort};
 use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerMode, PeerModes, Workload};
+use mesh_agent::policy::egress::NODE_LOCAL_DNS;
 use mesh_agent::snapshot::{Snapshot, SnapshotParts};
 use mesh_common::counter::Counter;
+use mesh_tests::datagram::CONNECTED_TO;
 use mesh_tests::pod::Pod;
 use mesh_tests::topology::{Side, Topology};
 use mesh_tests::{bpf, leftovers, wait};
@@ -33,7 +36,20 @@ pub struct Bench {
     pub workloads: Vec<Arc<Workload>>,
     pub policies: Vec<Arc<Policy>>,
     pub services: Vec<Arc<ServicePort>>,
+    pub udp_services: Vec<Arc<ServicePort>>,
     pub generation: u64,
+}
+
+/// What pods may reach outside the mesh, whatever they refuse: cluster DNS, the API server, node-local DNS, and a UDP
+/// Service. The addresses are nobody's.
+#[allow(dead_code, reason = "not every suite looks outside")]
+pub const ADMITTED: [&str; 4] = ["10.96.0.10:53", "10.96.0.1:443", "169.254.20.10:53", "10.96.7.10:7000"];
+
+/// The UDP port of cluster DNS, with an endpoint if there is one.
+pub fn cluster_dns(endpoint: Option<SocketAddr>) -> Arc<ServicePort> {
+    let dns = service("10.96.0.10", endpoint);
+    let vips = CONNECTED_TO.map(|ip| ip.parse().expect("an address")).to_vec();
+    Arc::new(ServicePort { namespace: "kube-system".into(), name: "kube-dns".into(), port: 53, vips, ..dns })
 }
 
 impl Bench {
@@ -54,7 +70,11 @@ impl Bench {
             topology,
             workloads: Vec::new(),
             policies: Vec::new(),
-            services: Vec::new(),
+            services: vec![
+                headless("kube-system", "kube-dns", ADMITTED[0]),
+                headless("default", "kubernetes", ADMITTED[1]),
+            ],
+            udp_services: vec![cluster_dns(None), Arc::new(ServicePort { port: 7000, ..service("10.96.7.10", None) })],
             generation: 0,
         })
     }
@@ -93,6 +113,8 @@ impl Bench {
             workloads,
             services: services.into_iter().chain(self.services.iter().cloned()).collect(),
             policies: self.policies.clone(),
+            udp_services: self.udp_services.clone(),
+            node_local_dns: Some(NODE_LOCAL_DNS),
             ..SnapshotParts::default()
         };
         Snapshot::new(self.generation, parts)
@@ -101,6 +123,15 @@ impl Bench {
     pub fn sync(&mut self) -> Result<()> {
         let snapshot = self.snapshot();
         Ok(self.kernel.sync(&snapshot)?)
+    }
+
+    /// Puts another version of a workload in force.
+    #[allow(dead_code, reason = "not every suite changes its pods")]
+    pub fn replace(&mut self, workload: Workload) -> Result<()> {
+        for known in self.workloads.iter_mut().filter(|known| known.uid == workload.uid) {
+            *known = Arc::new(workload.clone());
+        }
+        self.sync()
     }
 
     pub fn pins(&self) -> std::path::PathBuf {
@@ -159,6 +190,8 @@ pub fn workload(name: &str, ips: &[&str]) -> Workload {
         captured: None,
         peer_mode: PeerModes::default(),
         exclusions: Exclusions::default(),
+        egress: Egress::default(),
+        udp_refusals: UdpRefusals::default(),
         netns: None,
         terminating: false,
     }
@@ -170,6 +203,14 @@ pub fn workload_of(pod: &Pod, mode: PeerMode) -> Workload {
     workload.netns = Some(pod.netns().path());
     workload.peer_mode.default = mode;
     workload
+}
+
+/// A Service without an address of its own.
+fn headless(namespace: &str, name: &str, endpoint: &str) -> Arc<ServicePort> {
+    let endpoint: SocketAddr = endpoint.parse().expect("an address");
+    let service = service("10.96.0.0", Some(endpoint));
+    let (namespace, name) = (namespace.into(), name.into());
+    Arc::new(ServicePort { namespace, name, port: endpoint.port(), vips: vec![], ..service })
 }
 
 pub fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {

@@ -23,7 +23,7 @@ use initramfs::{OURS, Program};
 use packages::{KERNELS, Kernel, Unpacked};
 
 /// What runs in the guest, after the agent itself.
-const SUITES: [&str; 2] = ["kernel_capture", "kernel_native"];
+const SUITES: [&str; 3] = ["kernel_capture", "kernel_egress", "kernel_native"];
 /// A test that stays outside: its kubelet is a Python program, and the guest has no Python.
 const OUTSIDE: &str = "probes::a_kubelet_that_comes_back_in_another_cgroup_is_followed_by_its_port";
 /// An emulated processor is some twenty times slower, and shares the machine.
@@ -216,7 +216,7 @@ mod tests {
         };
         let mut all = vec!["kernel 6.1.0".to_owned()];
         all.extend(lists(0).into_iter().chain(lists(1)));
-        all.extend(["kernel_capture 0", "kernel_native 0"].map(str::to_owned));
+        all.extend(["kernel_capture 0", "kernel_egress 0", "kernel_native 0"].map(str::to_owned));
         let passes = |lines: &[String]| {
             let mut seen = Seen::default();
             seen.add("running 1 test");

@@ -3,6 +3,7 @@
 //! Pure and total: whatever the objects say, there is a snapshot, and what had to be left out of it is a
 //! [`Problem`]. The same objects in the same order give the same parts.
 
+mod egress;
 mod ownership;
 mod peer_modes;
 mod routes;
@@ -47,7 +48,7 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
     let mut problems = objects.problems.clone();
     let owners = ownership::owners(&objects.pods, &mut problems);
     let workloads = workloads::compile(objects, &owners, trust_domain, &mut problems);
-    let services = services::compile(objects, &owners, &mut problems);
+    let (services, udp_services) = services::compile(objects, &owners, &mut problems);
     let (routes, route_statuses) = routes::compile(&objects.routes, &objects.services, &services);
     problems.sort();
     problems.dedup();
@@ -56,6 +57,8 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
         trust_domain: Arc::clone(trust_domain),
         workloads,
         services,
+        udp_services,
+        node_local_dns: None,
         policies: objects.policies.clone(),
         routes,
         route_statuses,

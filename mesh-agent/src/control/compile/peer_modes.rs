@@ -74,7 +74,13 @@ impl Applicable<'_> {
         self.higher().find(|policy| policy.mode(port) == Some(PeerMode::Strict) && !policy.allow_opt_out)
     }
 
-    fn higher(&self) -> impl Iterator<Item = &PeerPolicy> {
+    /// All of them, mesh-wide ones first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &PeerPolicy> {
+        self.0.iter().copied()
+    }
+
+    /// Those of a higher scope than the pod's.
+    pub(super) fn higher(&self) -> impl Iterator<Item = &PeerPolicy> {
         self.0.iter().copied().filter(|policy| scope(policy) < Scope::Pod)
     }
 

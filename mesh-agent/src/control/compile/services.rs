@@ -12,7 +12,7 @@ use super::{Found, Objects};
 use crate::control::object::{Distribution, Pod, Service, ServiceSpecPort, Slice, SliceEndpoint, TargetPort};
 use crate::model::addr::EndpointAddr;
 use crate::model::problem::{Effect, Problem};
-use crate::model::service::{Endpoint, ServicePort};
+use crate::model::service::{Endpoint, Protocol, ServicePort};
 
 /// Looked up for every service.
 struct Context<'a> {
@@ -23,8 +23,11 @@ struct Context<'a> {
     zones: HashMap<&'a str, &'a Arc<str>>,
 }
 
-/// Compiles every TCP port of every service.
-pub(super) fn compile(objects: &Objects, owners: &Owners<'_>, problems: &mut Vec<Problem>) -> Vec<Arc<ServicePort>> {
+/// Compiled service ports.
+type Ports = Vec<Arc<ServicePort>>;
+
+/// Compiles every port of every service: those of TCP, and those of UDP.
+pub(super) fn compile(objects: &Objects, owners: &Owners<'_>, problems: &mut Vec<Problem>) -> (Ports, Ports) {
     let mut context = Context {
         owners,
         slices: HashMap::new(),
@@ -39,15 +42,20 @@ pub(super) fn compile(objects: &Objects, owners: &Owners<'_>, problems: &mut Vec
     }
     context.index_pods(&objects.services);
     let vips = claim_vips(&objects.services, problems);
-    let mut ports = Vec::new();
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for (found, vips) in objects.services.iter().zip(vips) {
         for port in &found.object.ports {
-            let vips = vips.iter().filter(|(_, of)| *of == port.port).map(|(ip, _)| *ip).collect();
+            let own = |(_, protocol, number): &&Claim| (*protocol, *number) == (port.protocol, port.port);
+            let vips = vips.iter().filter(own).map(|(ip, ..)| *ip).collect();
+            let ports = if port.protocol == Protocol::Tcp { &mut tcp } else { &mut udp };
             ports.push(Arc::new(context.service_port(found, port, vips, problems)));
         }
     }
-    ports
+    (tcp, udp)
 }
+
+/// A virtual address, with a port of a protocol.
+type Claim = (IpAddr, Protocol, u16);
 
 fn first_label(service: &Service) -> Option<(&str, &str)> {
     service.selector.iter().flatten().next().map(|(key, value)| (key.as_str(), value.as_str()))
@@ -59,8 +67,8 @@ fn title(service: &Service) -> String {
 
 /// The (address, port) pairs that each service, in the order given, may have. A cluster IP goes before anybody's
 /// external IP, which its namespace may choose freely; among equals the first one wins.
-fn claim_vips(services: &[Found<Service>], problems: &mut Vec<Problem>) -> Vec<HashSet<(IpAddr, u16)>> {
-    let mut owners: HashMap<(IpAddr, u16), usize> = HashMap::new();
+fn claim_vips(services: &[Found<Service>], problems: &mut Vec<Problem>) -> Vec<HashSet<Claim>> {
+    let mut owners: HashMap<Claim, usize> = HashMap::new();
     let mut won = vec![HashSet::new(); services.len()];
     type Addresses = fn(&Service) -> &Vec<IpAddr>;
     let claims: [(Addresses, &str); 2] =
@@ -68,12 +76,13 @@ fn claim_vips(services: &[Found<Service>], problems: &mut Vec<Problem>) -> Vec<H
     for (addresses, field) in claims {
         for ((at, found), won) in services.iter().enumerate().zip(&mut won) {
             let service = &found.object;
-            for claim in addresses(service).iter().flat_map(|ip| service.ports.iter().map(|port| (*ip, port.port))) {
+            let ports = |ip: IpAddr| service.ports.iter().map(move |port| (ip, port.protocol, port.port));
+            for claim in addresses(service).iter().flat_map(|ip| ports(*ip)) {
                 let owner = *owners.entry(claim).or_insert(at);
                 if owner == at {
                     won.insert(claim);
                 } else if let Some(other) = services.get(owner) {
-                    let (ip, port) = claim;
+                    let (ip, _, port) = claim;
                     let (namespace, name) = (&other.object.namespace, &other.object.name);
                     let reason =
                         format!("{ip} port {port} belongs to service {namespace}/{name} of {}", other.location);
@@ -145,7 +154,9 @@ impl<'a> Context<'a> {
         let mut endpoints: Vec<Endpoint> = Vec::new();
         let mut seen: HashMap<EndpointAddr, usize> = HashMap::new();
         for slice in slices {
-            for (_, number) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
+            let named =
+                |(protocol, name, _): &&(Protocol, Arc<str>, u16)| (*protocol, name) == (port.protocol, &port.name);
+            for (_, _, number) in slice.ports.iter().filter(named) {
                 for candidate in slice.endpoints.iter().map(|one| self.slice_endpoint(one, *number)) {
                     match seen.get(&candidate.addr).and_then(|at| endpoints.get_mut(*at)) {
                         Some(known) if candidate.ready && !known.ready => *known = candidate,

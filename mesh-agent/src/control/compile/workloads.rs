@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::egress::{ignored, without_ways_out};
 use super::ownership::Owners;
 use super::peer_modes::{self, Applicable};
 use super::{Found, Objects};
@@ -86,6 +87,8 @@ impl Context<'_> {
             enrolment: self.enrolment(found, lost, peers, problems),
             captured: self.captured.get(&(&*pod.node, &*pod.uid)).map(|captured| (*captured).clone()),
             peer_mode: peers.modes(),
+            egress: peers.egress(),
+            udp_refusals: peers.udp_refusals(),
             exclusions: exclusions(found, peers, problems),
             netns: pod.netns.clone(),
             terminating: pod.terminating,
@@ -106,12 +109,8 @@ impl Context<'_> {
         let namespace = self.namespaces.get(&*pod.namespace).copied().flatten();
         let is_asked = match (pod.mode.or(namespace), namespace) {
             (Some(Mode::Enabled), _) => true,
-            (Some(Mode::Disabled), Some(Mode::Enabled)) => match peers.forbids_opt_out() {
-                Some(policy) => {
-                    let reason = format!(
-                        "ignored: PeerPolicy {} is Strict and has no `allowOptOut: true`",
-                        policy.display_name()
-                    );
+            (Some(Mode::Disabled), Some(Mode::Enabled)) => match why_not_out(peers) {
+                Some(reason) => {
                     let field = format!("metadata.labels[{MODE_LABEL}]");
                     problems.push(found.problem(title(pod), &field, reason, Effect::Partly));
                     true
@@ -128,7 +127,15 @@ impl Context<'_> {
     }
 }
 
-/// What the pod asks for, without the inbound ports that a higher scope keeps in.
+/// Why a pod may not leave the mesh by its label.
+fn why_not_out(peers: &Applicable<'_>) -> Option<String> {
+    let strict = peers.forbids_opt_out().map(|policy| {
+        format!("ignored: PeerPolicy {} is Strict and has no `allowOptOut: true`", policy.display_name())
+    });
+    strict.or_else(|| peers.forbids_going_out().map(ignored))
+}
+
+/// What the pod asks for, without what a higher scope keeps in.
 fn exclusions(found: &Found<Pod>, peers: &Applicable<'_>, problems: &mut Vec<Problem>) -> Exclusions {
     let mut exclusions = found.object.exclusions.clone();
     exclusions.inbound_ports.retain(|port| {
@@ -141,5 +148,5 @@ fn exclusions(found: &Found<Pod>, peers: &Applicable<'_>, problems: &mut Vec<Pro
         problems.push(found.problem(title(&found.object), &field, reason, Effect::Partly));
         false
     });
-    exclusions
+    without_ways_out(exclusions, found, peers, problems)
 }

@@ -15,11 +15,11 @@ use crate::model::workload::Exclusions;
 /// Opt-in, on a namespace or a pod: `enabled` or `disabled`.
 pub(in crate::control) const MODE_LABEL: &str = "mesh-agent.io/mode";
 /// Ports of destinations that a pod's connections reach without the agent.
-const EXCLUDE_OUTBOUND_PORTS: &str = "mesh-agent.io/exclude-outbound-ports";
+pub(in crate::control) const EXCLUDE_OUTBOUND_PORTS: &str = "mesh-agent.io/exclude-outbound-ports";
 /// Ports of the pod that are reached without the agent.
 pub(in crate::control) const EXCLUDE_INBOUND_PORTS: &str = "mesh-agent.io/exclude-inbound-ports";
 /// Destinations that a pod's connections reach without the agent.
-const EXCLUDE_OUTBOUND_CIDRS: &str = "mesh-agent.io/exclude-outbound-cidrs";
+pub(in crate::control) const EXCLUDE_OUTBOUND_CIDRS: &str = "mesh-agent.io/exclude-outbound-cidrs";
 /// The pod's network namespace, for the directory source.
 const NETNS: &str = "mesh-agent.io/netns";
 

@@ -29,8 +29,8 @@ use serde_json::Value;
 
 pub(super) use self::capture_state::{CaptureState, render as render_capture_state};
 pub(super) use self::decode::Mistake;
-pub(super) use self::meta::{EXCLUDE_INBOUND_PORTS, MODE_LABEL, Mode};
-pub(super) use self::peer_policy::PeerPolicy;
+pub(super) use self::meta::{EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, MODE_LABEL, Mode};
+pub(super) use self::peer_policy::{PeerPolicy, UdpPorts};
 pub(super) use self::place::{Namespace, Node};
 pub(super) use self::pod::Pod;
 pub(super) use self::route::{Route, RouteRule};

@@ -6,11 +6,16 @@
 //!   ports: {"8080": {mode: Permissive}}
 //!   selector: {matchLabels: {app: web}}     # absent: every pod of the namespace
 //!   allowOptOut: true                       # pods may leave the mesh by label in spite of Strict
+//!   udp: all                                # or [53, 5353]: no UDP into strict pods there
+//!   egress:
+//!     default: refuse                       # or allow: what becomes of what is not in the mesh
+//!     allowOptOut: true                     # pods may exclude destinations, or leave, in spite of `refuse`
 //! ```
 //!
-//! With any mistake it is Strict on every port of what it targets, and its targets are read leniently.
+//! With any mistake it is Strict on every port of what it targets, takes no UDP there and refuses what is not in the
+//! mesh; its targets are read leniently.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -34,12 +39,30 @@ pub(in crate::control) struct PeerPolicy {
     pub(in crate::control) default: Option<PeerMode>,
     pub(in crate::control) ports: BTreeMap<u16, PeerMode>,
     pub(in crate::control) allow_opt_out: bool,
+    pub(in crate::control) egress: Option<EgressRule>,
+    pub(in crate::control) udp: Option<UdpPorts>,
+}
+
+/// What becomes of what is not in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::control) struct EgressRule {
+    pub(in crate::control) refuses: bool,
+    pub(in crate::control) allow_opt_out: bool,
+}
+
+/// Where strict pods take no UDP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::control) enum UdpPorts {
+    All,
+    These(BTreeSet<u16>),
 }
 
 impl PeerPolicy {
     /// One that could not be read whole.
     pub(super) fn broken(namespace: &Arc<str>, name: &Arc<str>, target: Target) -> Self {
         Self {
+            egress: Some(EgressRule { refuses: true, allow_opt_out: false }),
+            udp: Some(UdpPorts::All),
             namespace: Arc::clone(namespace),
             name: Arc::clone(name),
             target,
@@ -85,6 +108,27 @@ struct Spec {
     selector: Option<RawSelector>,
     #[serde(default)]
     allow_opt_out: bool,
+    #[serde(default, deserialize_with = "present")]
+    egress: Option<RawEgress>,
+    #[serde(default, deserialize_with = "present")]
+    udp: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawEgress {
+    default: RawDefault,
+    #[serde(default)]
+    allow_opt_out: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawDefault {
+    #[serde(alias = "Allow")]
+    Allow,
+    #[serde(alias = "Refuse")]
+    Refuse,
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,8 +171,8 @@ pub(super) fn read(value: &Value, key: &Key, mistakes: &mut Vec<Mistake>) -> Pee
 }
 
 fn check(spec: Spec, key: &Key) -> Result<PeerPolicy, Mistake> {
-    if spec.mode.is_none() && spec.ports.is_empty() {
-        return Err(Mistake::new("spec", "neither `mode` nor `ports`: it says nothing"));
+    if spec.mode.is_none() && spec.ports.is_empty() && spec.egress.is_none() && spec.udp.is_none() {
+        return Err(Mistake::new("spec", "neither `mode`, `ports`, `egress` nor `udp`: it says nothing"));
     }
     let mut ports = BTreeMap::new();
     for (port, raw) in spec.ports {
@@ -143,7 +187,31 @@ fn check(spec: Spec, key: &Key) -> Result<PeerPolicy, Mistake> {
         default: spec.mode.map(PeerMode::from),
         ports,
         allow_opt_out: spec.allow_opt_out,
+        egress: spec.egress.map(EgressRule::from),
+        udp: spec.udp.map(|raw| check_udp(&raw, spec.mode.map(PeerMode::from))).transpose()?,
     })
+}
+
+impl From<RawEgress> for EgressRule {
+    fn from(raw: RawEgress) -> Self {
+        Self { refuses: raw.default == RawDefault::Refuse, allow_opt_out: raw.allow_opt_out }
+    }
+}
+
+fn check_udp(raw: &Value, mode: Option<PeerMode>) -> Result<UdpPorts, Mistake> {
+    if mode != Some(PeerMode::Strict) {
+        return Err(Mistake::new("spec.udp", "only a strict pod refuses UDP: `mode: Strict` is missing"));
+    }
+    if raw.as_str() == Some("all") {
+        return Ok(UdpPorts::All);
+    }
+    let ports = raw.as_array().filter(|ports| !ports.is_empty());
+    let ports = ports.ok_or_else(|| Mistake::new("spec.udp", "neither `all` nor a list of ports"))?;
+    let port = |(at, port): (usize, &Value)| {
+        let number = port.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        number.ok_or_else(|| Mistake::new(format!("spec.udp[{at}]"), "not a port (1-65535)"))
+    };
+    ports.iter().enumerate().map(port).collect::<Result<_, _>>().map(UdpPorts::These)
 }
 
 fn check_target(selector: Option<RawSelector>, key: &Key) -> Result<Target, Mistake> {

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::decode::{Mistake, decode};
 use super::meta;
+use crate::model::service::Protocol;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given (Kubernetes' default: three hours).
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
@@ -30,7 +31,7 @@ pub(in crate::control) struct Service {
     pub(in crate::control) outer_ips: Vec<IpAddr>,
     /// `None`: endpoints are written by hand.
     pub(in crate::control) selector: Option<BTreeMap<String, String>>,
-    /// TCP ports.
+    /// TCP and UDP ports.
     pub(in crate::control) ports: Vec<ServiceSpecPort>,
     pub(in crate::control) affinity: Option<Duration>,
     pub(in crate::control) local_only: bool,
@@ -38,9 +39,10 @@ pub(in crate::control) struct Service {
     pub(in crate::control) distribution: Option<Distribution>,
 }
 
-/// One TCP port of a Service.
+/// One port of a Service.
 #[derive(Debug, PartialEq)]
 pub(in crate::control) struct ServiceSpecPort {
+    pub(in crate::control) protocol: Protocol,
     pub(in crate::control) name: Arc<str>,
     pub(in crate::control) port: u16,
     pub(in crate::control) target: TargetPort,
@@ -126,9 +128,7 @@ fn addresses(texts: Vec<(String, &str)>, mistakes: &mut Vec<Mistake>) -> Vec<IpA
 fn ports(spec: &v1::ServiceSpec, mistakes: &mut Vec<Mistake>) -> Vec<ServiceSpecPort> {
     let mut ports: Vec<ServiceSpecPort> = Vec::new();
     for (at, raw) in spec.ports.iter().flatten().enumerate() {
-        if raw.protocol.as_deref().unwrap_or("TCP") != "TCP" {
-            continue;
-        }
+        let Some(protocol) = protocol(raw.protocol.as_deref()) else { continue };
         let field = |name: &str| format!("spec.ports[{at}].{name}");
         let number = |name: &str, value: i32, mistakes: &mut Vec<Mistake>| {
             let number = u16::try_from(value).ok().filter(|number| *number != 0);
@@ -144,14 +144,24 @@ fn ports(spec: &v1::ServiceSpec, mistakes: &mut Vec<Mistake>) -> Vec<ServiceSpec
             Some(IntOrString::String(name)) => Some(TargetPort::Name(name.clone())),
         };
         let Some(target) = target else { continue };
-        if ports.iter().any(|other| other.port == port) {
+        if ports.iter().any(|other| (other.port, other.protocol) == (port, protocol)) {
             mistakes.push(Mistake::new(field("port"), format!("{port} stands twice")));
             continue;
         }
         let name = raw.name.as_deref().unwrap_or_default().into();
-        ports.push(ServiceSpecPort { name, port, target, app_protocol: raw.app_protocol.as_deref().map(Arc::from) });
+        let app_protocol = raw.app_protocol.as_deref().map(Arc::from);
+        ports.push(ServiceSpecPort { protocol, name, port, target, app_protocol });
     }
     ports
+}
+
+/// The protocol of a port; `None` for those that the mesh has nothing to do with.
+pub(super) fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name {
+        None | Some("TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        _ => None,
+    }
 }
 
 fn affinity(spec: &v1::ServiceSpec, mistakes: &mut Vec<Mistake>) -> Option<Duration> {

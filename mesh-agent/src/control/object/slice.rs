@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use super::decode::{Mistake, decode};
 use super::meta;
+use super::service::protocol;
+use crate::model::service::Protocol;
 
 /// The label by which a slice belongs to a Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -18,8 +20,8 @@ pub(in crate::control) struct Slice {
     pub(in crate::control) namespace: Arc<str>,
     /// Name of its Service; `None` for a slice that belongs to none.
     pub(in crate::control) service: Option<Arc<str>>,
-    /// TCP ports: name and number.
-    pub(in crate::control) ports: Vec<(Arc<str>, u16)>,
+    /// TCP and UDP ports: protocol, name and number.
+    pub(in crate::control) ports: Vec<(Protocol, Arc<str>, u16)>,
     pub(in crate::control) endpoints: Vec<SliceEndpoint>,
 }
 
@@ -56,14 +58,12 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Slice, 
 }
 
 /// A port without a number is all ports to the API and none to kube-proxy, which is followed.
-fn ports(slice: &v1::EndpointSlice, mistakes: &mut Vec<Mistake>) -> Vec<(Arc<str>, u16)> {
+fn ports(slice: &v1::EndpointSlice, mistakes: &mut Vec<Mistake>) -> Vec<(Protocol, Arc<str>, u16)> {
     let mut ports = Vec::new();
     for (at, port) in slice.ports.iter().flatten().enumerate() {
-        let Some(number) = port.port.filter(|_| port.protocol.as_deref().unwrap_or("TCP") == "TCP") else {
-            continue;
-        };
+        let (Some(number), Some(protocol)) = (port.port, protocol(port.protocol.as_deref())) else { continue };
         match u16::try_from(number).ok().filter(|number| *number != 0) {
-            Some(number) => ports.push((Arc::from(port.name.as_deref().unwrap_or_default()), number)),
+            Some(number) => ports.push((protocol, Arc::from(port.name.as_deref().unwrap_or_default()), number)),
             None => {
                 let reason = format!("{number} is not a port (1-65535)");
                 mistakes.push(Mistake::new(format!("ports[{at}].port"), reason));

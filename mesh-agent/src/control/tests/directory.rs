@@ -12,6 +12,11 @@ use crate::control::{ControlError, DirConfig, Published, publish_captured, run};
 use crate::model::workload::Captured;
 use crate::snapshot::{Snapshot, SnapshotStore};
 
+fn config(path: &Path, trust_domain: &str) -> DirConfig {
+    let (path, trust_domain) = (path.to_owned(), trust_domain.to_owned());
+    DirConfig { path, node: "node-a".to_owned(), trust_domain, node_local_dns: None }
+}
+
 struct Running {
     store: Arc<SnapshotStore>,
     stop: oneshot::Sender<()>,
@@ -21,8 +26,7 @@ struct Running {
 impl Running {
     async fn start(dir: &Path) -> Self {
         let store = Arc::new(SnapshotStore::default());
-        let config =
-            DirConfig { path: dir.to_owned(), node: "node-a".to_owned(), trust_domain: "cluster.local".to_owned() };
+        let config = config(dir, "cluster.local");
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             let _ = stopped.await;
@@ -144,11 +148,8 @@ fn publishing_names_what_stands_in_its_way() {
 #[tokio::test]
 async fn what_cannot_be_run_says_why() {
     let dir = tempfile::tempdir().expect("directory");
-    let start = |path: &Path, trust_domain: &str| {
-        let config =
-            DirConfig { path: path.to_owned(), node: "node-a".to_owned(), trust_domain: trust_domain.to_owned() };
-        run(config, Arc::default(), std::future::pending())
-    };
+    let start =
+        |path: &Path, trust_domain: &str| run(config(path, trust_domain), Arc::default(), std::future::pending());
     let missing = start(&dir.path().join("none"), "cluster.local").await.expect_err("no directory");
     assert!(
         missing.to_string().starts_with("cannot watch directory")

@@ -69,6 +69,7 @@ status: {podIP: 10.0.0.4}
             path: dir.path().to_owned(),
             node: String::new(),
             trust_domain: TRUST_DOMAIN.to_owned(),
+            node_local_dns: None,
         };
         let mut generation = store.watch();
         let source = tokio::spawn(control::run(config, Arc::clone(&store), std::future::pending()));

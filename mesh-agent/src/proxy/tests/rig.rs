@@ -17,6 +17,7 @@ use super::super::{Deps, Limits, PodHandle, PodListeners, Proxy, TUNNEL_PORT, WI
 use crate::balance::Balancer;
 use crate::identity::testing::{TestCa, identity};
 use crate::model::addr::{EndpointAddr, OrigDst, Scope};
+use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::policy::Policy;
 use crate::model::service::{Endpoint, ServicePort};
@@ -378,6 +379,8 @@ pub(super) fn workload(account: &str, uid: WorkloadUid, node: &str, ip: IpAddr) 
         captured: None,
         peer_mode: PeerModes::default(),
         exclusions: Exclusions::default(),
+        egress: Egress::default(),
+        udp_refusals: UdpRefusals::default(),
         netns: None,
         terminating: false,
         uid,

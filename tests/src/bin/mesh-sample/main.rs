@@ -9,6 +9,7 @@ mod latency;
 mod options;
 mod pattern;
 mod probe;
+mod send;
 mod servers;
 mod transfer;
 
@@ -47,6 +48,7 @@ clients (--to IP:PORT)
   probe       [--bind IP] [--say TEXT] [--within-ms N] [--hold-ms N]: connects, waits for the first byte,
               tells what happened
   get         --path PATH: one HTTP request
+  send        one datagram by every way there is to send one; prints what became of each
 ";
 
 fn main() -> ExitCode {
@@ -88,6 +90,7 @@ fn run() -> Result<()> {
         "shout" => churn::shout(&options),
         "probe" => probe::probe(&options),
         "get" => http::get(&options),
+        "send" => send::send(&options),
         "help" | "--help" => {
             print!("{USAGE}");
             Ok(())

@@ -1,5 +1,6 @@
 //! Objects as YAML → parts: one table or test per field and per rule between objects.
 
+mod egress;
 mod routes;
 mod services;
 mod workloads;
