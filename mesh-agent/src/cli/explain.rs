@@ -148,6 +148,9 @@ fn render_path(text: &mut String, path: &Path, one_of_many: bool) {
     let word = if path.allowed { "allowed" } else { path.outcome.as_str() };
     let reason = if path.reason.is_empty() { String::new() } else { format!(": {}", path.reason) };
     line(text, "  policy", &format!("{word}{rule}{reason}"));
+    if let Some(request) = &path.request {
+        line(text, "  request", request);
+    }
     for (index, place) in path.enforced.iter().enumerate() {
         line(text, if index == 0 { "  enforced" } else { "" }, place);
     }
@@ -191,6 +194,7 @@ mod tests {
             rule: Some("shop/guard".into()),
             reason: "an ALLOW rule matches and no DENY does".into(),
             egress: None,
+            request: None,
             peer_mode: Some("strict (by shop/peers)".into()),
             enforced: vec!["connect() on a".into(), "sk_lookup of shop/near on a".into()],
             exits: vec!["connect_native".into(), "lookup_native".into()],
@@ -269,7 +273,10 @@ verdict      MIXED: some endpoints refuse it
     fn a_route_is_printed_with_its_rule_first() {
         let route =
             RouteReport { applied: false, rule: Some("HTTPRoute shop/r rules[0]".into()), said: vec!["x".into()] };
-        let text = render(&Explanation { route: Some(route), ..sample() });
+        let mut sample = sample();
+        sample.paths[0].request = Some("denied by shop/p: why".into());
+        let text = render(&Explanation { route: Some(route), ..sample });
+        assert!(text.contains("\n  request    denied by shop/p: why\n"), "{text}");
         assert!(text.contains("none applies\nroute        HTTPRoute shop/r rules[0]\n             x\n\n"), "{text}");
     }
 

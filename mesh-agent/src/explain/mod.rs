@@ -7,6 +7,7 @@
 
 mod outside;
 mod report;
+mod request;
 mod resolve;
 mod route;
 #[cfg(test)]
@@ -108,6 +109,10 @@ pub fn explain(
     let mut walk = Walk::new(snapshot, refused_ports, found.source.as_deref(), found.source_ip);
     for to in &found.dialled {
         walk.dial(*to, 1.0 / found.dialled.len() as f64);
+    }
+    if let Some(request) = &question.request {
+        let name = found.service.as_ref().map_or("", |service| &service.name);
+        request::judge(snapshot, &found, &request::head(request, name)?, &mut walk.paths);
     }
     let explanation = Explanation {
         node: snapshot.node().to_owned(),

@@ -113,6 +113,9 @@ pub struct Path {
     /// For what goes out of the mesh: the rule of the source that refuses that, and the built-in rule that admits it
     /// all the same.
     pub egress: Option<String>,
+    /// What the policies of the pod there say of the request asked about, where any of them asks for requests.
+    #[serde(default)]
+    pub request: Option<String>,
     /// Inbound mode of the port, and the object that decided it.
     pub peer_mode: Option<String>,
     /// Where it is enforced, in order.

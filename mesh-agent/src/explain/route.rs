@@ -1,11 +1,10 @@
 //! Which route and rule a request meets, or comes nearest to: what the http lane will ask, asked in advance.
 
-use http::Request;
-use http::header::{HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 
 use super::RequestQuestion;
 use super::report::RouteReport;
+use super::request::head;
 use super::resolve::Found;
 use crate::model::route::{Filter, PortRoutes, Rule, Scheme, Target};
 use crate::route::{self, Answer, Dialled, Forward, RequestView, Step, begin, l7};
@@ -55,25 +54,6 @@ fn scope(routes: &PortRoutes) -> String {
     let (kind, matches) = (routes.kind.as_str(), routes.candidates.len());
     let plural = if matches == 1 { "" } else { "es" };
     format!("{} has {kind} with {matches} match{plural}, for {clients}", routes.service)
-}
-
-/// The request's head as a client would send it.
-fn head(request: &RequestQuestion, host: &str) -> Result<Parts, String> {
-    let RequestQuestion { method, path, headers } = request;
-    if !path.starts_with('/') {
-        return Err(format!("`{path}` is not a path that begins with /"));
-    }
-    let built = Request::builder().method(method.as_str()).uri(path.as_str()).body(());
-    let (mut parts, ()) = built.map_err(|error| format!("{method} {path}: {error}"))?.into_parts();
-    for (name, value) in headers {
-        let wrong = || format!("`{name}: {value}` is not a header");
-        let name: HeaderName = name.parse().map_err(|_| wrong())?;
-        parts.headers.append(name, HeaderValue::from_str(value).map_err(|_| wrong())?);
-    }
-    if let (false, Ok(host)) = (parts.headers.contains_key(HOST), HeaderValue::from_str(host)) {
-        parts.headers.insert(HOST, host);
-    }
-    Ok(parts)
 }
 
 fn meet(routes: &PortRoutes, head: &Parts, port: u16, report: &mut RouteReport) {

@@ -10,7 +10,8 @@ use super::*;
 use crate::model::addr::EndpointAddr;
 use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::{Identity, PeerIdentity};
-use crate::model::policy::{Action, IdentityMatch, Policy, Rule, Source as RuleSource, Target};
+use crate::model::policy::{Action, IdentityMatch, Policy, RequestMatch, Rule, Source as RuleSource, Target};
+use crate::model::route::PathMatch;
 use crate::model::service::{Endpoint, ServicePort};
 use crate::model::workload::{Captured, Enrolment, Exclusions, PeerMode, PeerModes};
 use crate::policy::{Flow, authorize};
@@ -288,6 +289,39 @@ fn what_is_not_there_is_told_with_what_comes_near() {
         let question = Question { source: source.to_owned(), destination: destination.to_owned(), port, request: None };
         let error = explain(&snapshot, &question, &[]).unwrap_err();
         assert!(error.contains(told), "{source} {destination} {port:?}: {error}");
+    }
+}
+
+#[test]
+fn what_policies_say_of_a_request_is_told_where_they_ask_for_requests() {
+    let admin = RequestMatch { paths: Some(vec![PathMatch::Prefix("/admin".into())]), ..RequestMatch::default() };
+    let asks = |app: &str, name: &str, action, requests: Option<RequestMatch>| {
+        let rules = vec![Rule { requests, ..Rule::default() }];
+        Policy { name: name.into(), action, rules, ..only(app, "x", 0) }
+    };
+    let policies = vec![
+        asks("far", "no-admin", Action::Deny, Some(admin.clone())),
+        asks("far", "watch", Action::Audit, Some(admin)),
+        asks("near", "all", Action::Allow, None),
+    ];
+    let snapshot = snapshot(pods(), vec![], policies);
+    for (destination, asked, expected, verdict) in [
+        ("shop/far", "/admin/x", Some("denied by shop/no-admin: rules[0]"), "denied"),
+        ("shop/far", "/shop", Some("permitted; "), "denied"),
+        ("shop/near", "/admin", None, "ok"),
+    ] {
+        let request = RequestQuestion { method: "GET".into(), path: asked.into(), headers: vec![] };
+        let (source, destination) = ("shop/client".to_owned(), destination.to_owned());
+        let question = Question { source, destination, port: Some(80), request: Some(request) };
+        let (explanation, _) = explain(&snapshot, &question, &[]).unwrap();
+        let path = &explanation.paths[0];
+        assert_eq!(&*path.outcome, verdict, "nobody reads requests yet: {path:?}");
+        let told = path.request.as_deref();
+        assert_eq!(told.is_some(), expected.is_some(), "{told:?}");
+        assert!(expected.is_none_or(|expected| told.unwrap().starts_with(expected)), "{told:?}");
+        let audited = told.is_some_and(|told| told.contains("audited by shop/watch"));
+        assert_eq!(audited, expected.is_some() && asked.starts_with("/admin"), "{told:?}");
+        assert_eq!(told.is_some_and(|told| told.contains("NOT APPLIED")), expected.is_some() && !crate::route::APPLIED);
     }
 }
 

@@ -364,6 +364,7 @@ fn begun(lane: &str, why: String, share: f64) -> Path {
         rule: None,
         reason: String::new(),
         egress: None,
+        request: None,
         peer_mode: None,
         enforced: Vec::new(),
         exits: Vec::new(),

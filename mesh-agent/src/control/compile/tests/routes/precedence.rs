@@ -27,6 +27,7 @@ fn the_more_specific_match_wins_wherever_it_stands() {
         (path("Exact", "/a/b"), both(&both(&path("PathPrefix", "/a/b"), &method), &both(&header(2), &query(2)))),
         (path("Exact", "/a/b"), path("RegularExpression", "/a/b+")),
         (path("RegularExpression", "/a/.*"), path("PathPrefix", "/a/b")),
+        (path("RegularExpression", "/.*"), path("PathPrefix", "/a/b")),
         (path("RegularExpression", "/a/b.*"), path("RegularExpression", "/a/.*")),
         (path("PathPrefix", "/a/b"), both(&path("PathPrefix", "/a"), &method)),
         (path("PathPrefix", "/a"), path("PathPrefix", "/")),
