@@ -94,7 +94,10 @@ pub(super) async fn open(
         };
         match opened {
             Ok(upstream) => return Ok(upstream),
-            Err(error) => broken = error,
+            Err(error) => {
+                worker.pool.distrust(&dial.key);
+                broken = error;
+            }
         }
     }
     Err(Failure::Tunnel { with: dial.key.to, reason: broken })

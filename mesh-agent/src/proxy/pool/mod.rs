@@ -98,6 +98,13 @@ impl Pool {
         }
     }
 
+    /// Closes what is idle to a peer that was found to have closed one: it drains, and ends the others too.
+    pub(super) fn distrust(&self, key: &Key) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(key) {
+            std::mem::take(&mut peer.idle).into_iter().for_each(|(leased, _)| leased.tunnel.close());
+        }
+    }
+
     /// Closes what has been idle for too long, and forgets peers without connections.
     pub(super) fn sweep(&self) {
         let mut peers = self.peers.borrow_mut();
