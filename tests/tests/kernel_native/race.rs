@@ -137,9 +137,9 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port))
 }
 
-/// Accepts and closes: the server closes first, so that the client's ports are free again at once. Data that came in the
-/// SYN is read before: closing would reset a connection whose SYN-ACK is still under way, and a reset that overtakes it
-/// is to the client a refusal.
+/// Accepts and closes: the server closes first, so that the client's ports are free again at once. Data that came in
+/// the SYN is read before: closing would reset a connection whose SYN-ACK is still under way, and a reset that
+/// overtakes it is to the client a refusal.
 fn accept_until(listener: &TcpListener, done: &AtomicBool) -> Result<()> {
     listener.set_nonblocking(true)?;
     while !done.load(Relaxed) {
