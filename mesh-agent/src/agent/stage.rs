@@ -109,7 +109,7 @@ fn may_stay(workload: &Workload, snapshot: &Snapshot, connection: &DirectConnect
         peer: client.map_or(PeerIdentity::Unknown, |client| PeerIdentity::Verified(client.identity.clone())),
         source_ip: connection.peer.ip(),
     };
-    workload.exclusions.inbound_ports.contains(&port) || authorize(snapshot, flow).is_ok()
+    authorize(snapshot, flow).is_ok()
 }
 
 /// What is told of a pod.

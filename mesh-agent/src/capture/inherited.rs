@@ -17,7 +17,13 @@ impl Kernel {
     /// Whether a hook is in the pod, whoever put it there.
     #[must_use]
     pub fn is_hooked(&self, workload: &Workload) -> bool {
-        Netns::named_by(workload).is_some_and(|netns| self.lookup_pin(netns.cookie).exists())
+        self.hooked(workload).is_some()
+    }
+
+    /// The pod's network namespace, if a hook is in it. A name alone is no claim: another pod's netns may be named.
+    fn hooked(&self, workload: &Workload) -> Option<Arc<Netns>> {
+        let netns = Netns::of(workload, self.node_inode, &self.enrolments.owners()).ok()?;
+        self.lookup_pin(netns.cookie).exists().then_some(netns)
     }
 
     /// Keeps a hooked pod under its rules that this agent has not enrolled: to be called before
@@ -28,9 +34,7 @@ impl Kernel {
     /// # Errors
     /// What could not be written.
     pub fn guard(&self, workload: &Workload, snapshot: &Snapshot) -> Result<(), CaptureError> {
-        let Some(netns) = Netns::named_by(workload).filter(|netns| self.lookup_pin(netns.cookie).exists()) else {
-            return Ok(());
-        };
+        let Some(netns) = self.hooked(workload) else { return Ok(()) };
         {
             let mut maps = self.lock_maps();
             let policy = rules::name(&maps, snapshot, workload);
@@ -38,7 +42,7 @@ impl Kernel {
             let captures = workload.is_enrolled() && workload.captured.is_some();
             write_pod(&mut maps, Entry { cookie: netns.cookie, captures, lenient: false }, workload, policy)?;
         }
-        if self.in_force() { Ok(()) } else { self.install_lookup(&Arc::new(netns)) }
+        if self.in_force() { Ok(()) } else { self.install_lookup(&netns) }
     }
 
     /// Removes the hooks of pods that are gone. `known` are those of this node that are not: also such as could not be
@@ -55,8 +59,10 @@ impl Kernel {
     /// back of what an agent has delivered stays until the last such connection has ended.
     #[must_use]
     pub fn take_out(&self, workload: &Workload) -> bool {
-        // The netns of a deleted pod is gone, and what was in it.
-        let Some(netns) = Netns::named_by(workload) else { return true };
+        // The netns of a deleted pod is gone, and what was in it. One that another pod owns by now is left alone.
+        let owners = self.enrolments.owners();
+        let others = |netns: &Netns| owners.get(&netns.inode).is_some_and(|owner| *owner != workload.uid);
+        let Some(netns) = Netns::named_by(workload).filter(|netns| !others(netns)) else { return true };
         self.unhook(netns.cookie);
         netns.within(|| Ok(sockets::any_marked()? || routes::remove().is_err())).is_ok_and(|left| !left)
     }

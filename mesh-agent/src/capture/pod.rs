@@ -59,7 +59,7 @@ impl Enrolments {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn owners(&self) -> HashMap<u64, WorkloadUid> {
+    pub(super) fn owners(&self) -> HashMap<u64, WorkloadUid> {
         self.lock().values().map(|pod| (pod.netns.inode, Arc::clone(&pod.uid))).collect()
     }
 }

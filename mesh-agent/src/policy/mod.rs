@@ -143,10 +143,13 @@ impl Denial {
 
 /// Rule name of a denial because the snapshot knows no such workload.
 pub const NO_SUCH_WORKLOAD: &str = "<no-such-workload>";
+/// Rule name of a permit for a port that is excluded from the mesh.
+pub const EXCLUDED: &str = "<excluded>";
 /// Rule name of a plaintext refusal that no object asked for.
 pub const PEER_MODE: &str = "<peer-mode>";
 
-/// Decides one flow whose bytes nobody reads: unknown destination, then mTLS mode, then DENY, then ALLOW.
+/// Decides one flow whose bytes nobody reads: unknown destination, then excluded port, then mTLS mode, then DENY, then
+/// ALLOW.
 ///
 /// Without an ALLOW policy that selects the destination, what nothing denies is permitted. A DENY rule that asks for
 /// requests refuses the connection, an ALLOW rule that does permits none: whoever gets a permit here may send any
@@ -216,6 +219,10 @@ fn decide(snapshot: &Snapshot, flow: &Flow, sight: Sight<'_>) -> Result<Option<A
         let reason = format!("no workload with uid {} is known", flow.destination);
         return Err(Denial::new(Outcome::Denied, NO_SUCH_WORKLOAD, reason));
     };
+    if destination.exclusions.inbound_ports.contains(&flow.port) {
+        // Plaintext and neighbours reach it unjudged, by the kernel: a tunnel is no other way to it.
+        return Ok(Some(EXCLUDED.into()));
+    }
     refuse_plaintext(destination, flow)?;
     let policies = snapshot.policies_for(&flow.destination);
     refuse_denied(policies, flow, sight, snapshot.trust_domain())?;

@@ -315,3 +315,19 @@ fn a_permit_is_rechecked_against_what_is_now_in_force() {
     let refused = permit.recheck(&Snapshot::default()).expect_err("the workload is gone");
     assert_eq!(&*refused.rule, NO_SUCH_WORKLOAD);
 }
+
+#[test]
+fn an_excluded_port_is_judged_by_no_rule_and_the_others_are() {
+    let strict = PeerModes { default: PeerMode::Strict, ..PeerModes::default() };
+    let mut workload = web(strict);
+    workload.exclusions.inbound_ports = vec![9100];
+    let snapshot = snapshot(workload, vec![policy("none", Action::Allow, vec![])]);
+    let flow = |port| Flow {
+        destination: "web-uid".into(),
+        port,
+        peer: PeerIdentity::Unknown,
+        source_ip: "10.0.0.9".parse().unwrap(),
+    };
+    assert_eq!(authorize(&snapshot, flow(9100)).unwrap().rule().map(|rule| &**rule), Some(EXCLUDED));
+    assert_eq!(authorize(&snapshot, flow(9101)).unwrap_err().outcome, Outcome::PlaintextRefused);
+}

@@ -170,6 +170,29 @@ fn a_strict_pod_takes_what_the_agent_delivers_and_itself_and_nothing_else() -> R
     })
 }
 
+/// A pod that only names the netns of another one changes nothing of it, neither as one that could not be enrolled nor
+/// as one that leaves.
+#[test]
+fn who_names_another_pods_network_does_not_rule_it() -> Result<()> {
+    node(|bench| {
+        let (server, stranger) = (bench.pod("server")?, bench.pod("stranger")?);
+        let _enrolled = bench.enrol(workload_of(&server, PeerMode::Strict))?;
+        let _app = server.sample_server("greeter", 8080, &[])?;
+        let to = SocketAddr::new(server.ip(), 8080);
+        refused(&stranger, to)?;
+        let impostor = Workload { netns: Some(server.netns().path()), ..workload("impostor", &["10.99.0.77"]) };
+        bench.workloads.push(Arc::new(impostor.clone()));
+        let snapshot = bench.snapshot();
+        ensure!(bench.kernel.enrol(&impostor, &snapshot, false).is_err(), "the impostor was enrolled");
+        ensure!(!bench.kernel.is_hooked(&impostor), "another pod's hook is taken for its own");
+        bench.kernel.guard(&impostor, &snapshot)?;
+        refused(&stranger, to)?;
+        ensure!(bench.kernel.take_out(&impostor), "something of it is left");
+        refused(&stranger, to)?;
+        Ok(())
+    })
+}
+
 #[test]
 fn addresses_that_the_agent_was_never_told_of_are_under_the_strict_pods_policy_too() -> Result<()> {
     node(|bench| {
