@@ -20,8 +20,9 @@ use super::worker::{Pod, Worker};
 use crate::model::outcome::Outcome;
 use crate::model::workload::Workload;
 
-/// A pooled connection may turn out to be draining or dead; then one more is tried, a fresh one if need be.
-const ATTEMPTS: usize = 2;
+/// A pooled connection may turn out to be draining or dead before it has an answer; then others are tried, fresh ones
+/// in the end: at most one each of its own and shared is stale, once the pool distrusts the peer.
+const ATTEMPTS: usize = 4;
 
 /// An open connection to the destination.
 pub(super) enum Upstream {

@@ -91,16 +91,21 @@ impl Pool {
 
     /// Takes back a connection whose tunnel has ended in order.
     pub(super) fn give_back(&self, key: Key, leased: Box<Leased>) {
-        if self.closed.get() || leased.born.elapsed() >= self.shared.limits.tunnel_age {
+        let mut peers = self.peers.borrow_mut();
+        let peer = peers.entry(key).or_default();
+        let old = leased.born.elapsed() >= self.shared.limits.tunnel_age;
+        let distrusted = peer.distrusted.is_some_and(|since| leased.born <= since);
+        if self.closed.get() || old || distrusted {
             leased.tunnel.close();
         } else {
-            self.peers.borrow_mut().entry(key).or_default().hand_out(Grant::Tunnel(leased));
+            peer.hand_out(Grant::Tunnel(leased));
         }
     }
 
     /// Closes what is idle to a peer that was found to have closed one: it drains, and ends the others too.
     pub(super) fn distrust(&self, key: &Key) {
         if let Some(peer) = self.peers.borrow_mut().get_mut(key) {
+            peer.distrusted = Some(Instant::now());
             std::mem::take(&mut peer.idle).into_iter().for_each(|(leased, _)| leased.tunnel.close());
         }
     }

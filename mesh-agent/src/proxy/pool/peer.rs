@@ -146,6 +146,8 @@ pub(super) struct Peer {
     pub(super) promised: usize,
     /// Connections of their own: dialling, idle and in use.
     alone: Rc<Cell<usize>>,
+    /// When a connection of its own was last found to be closed by the peer: those from before are not used again.
+    pub(super) distrusted: Option<Instant>,
 }
 
 impl Peer {
