@@ -1,6 +1,6 @@
-//! One boot: qemu, with hardware help where there is any, the guest's console read line by line, bounded in time.
+//! One boot: qemu without hardware help, the guest's console read line by line, bounded in time.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -8,22 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::{interrupt, wait};
+use mesh_tests::interrupt;
 
 use crate::shell;
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
-/// Ways to run the guest's processors, the fastest first. Some hosts refuse to pass one register on, and a guest that
-/// is not told of it does without.
-const WAYS: [[&str; 4]; 3] = [
-    ["-accel", "kvm", "-cpu", "host"],
-    ["-accel", "kvm", "-cpu", "host,-arch-capabilities"],
-    ["-accel", "tcg,thread=multi", "-cpu", "max"],
-];
-/// How long a guest that does nothing may take to be set up.
-const SET_UP: Duration = Duration::from_secs(10);
-/// Processors of the guest: races need two, more would only share the machine's own.
+/// Emulated processors: races need two, more would only share the machine's own.
 const PROCESSORS: &str = "2";
 /// The root file system is in memory too.
 const MEMORY_MIB: &str = "1536";
@@ -40,8 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub fn boot(kernel: &Path, initramfs: &Path, within: Duration, mut line: impl FnMut(&str)) -> Result<()> {
     let mut command = shell::command(QEMU);
     command
-        .args(way())
-        .args(["-smp", PROCESSORS, "-m", MEMORY_MIB])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY_MIB])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-serial", "stdio", "-no-reboot"])
         .arg("-kernel")
         .arg(kernel)
@@ -62,22 +52,6 @@ pub fn boot(kernel: &Path, initramfs: &Path, within: Duration, mut line: impl Fn
             Err(RecvTimeoutError::Disconnected) => bail!("the guest ended before it was through"),
         }
     }
-}
-
-/// The fastest way that works here: a guest that is set up, does nothing and is told to quit.
-fn way() -> [&'static str; 4] {
-    let [.., emulated] = WAYS;
-    WAYS.into_iter().find(|way| *way == emulated || can_set_up(way)).unwrap_or(emulated)
-}
-
-fn can_set_up(way: &[&str]) -> bool {
-    let mut command = shell::command(QEMU);
-    command.args(way).args(["-S", "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "stdio"]);
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let Ok(mut guest) = child.map(Guest) else { return false };
-    let told = guest.0.stdin.take().is_some_and(|mut monitor| monitor.write_all(b"quit\n").is_ok());
-    let ended = || guest.0.try_wait()?.context("it is still there");
-    told && wait::until("the guest has quit", SET_UP, ended).is_ok_and(|status| status.success())
 }
 
 /// A running emulator, gone when dropped.

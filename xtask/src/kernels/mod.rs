@@ -1,6 +1,6 @@
 //! `cargo xtask kernels`: the kernel suites under kernels that this machine does not run.
 //!
-//! Debian's kernels are booted in qemu (with KVM where the machine has it), with a root file system of a shell, `ip`,
+//! Debian's kernels are booted in qemu without hardware help, with a root file system of a shell, `ip`,
 //! the agent and the suites' own binaries (`guest.sh` is their init). There `mesh-agent check` must be content, the
 //! agent must start and say what its kernel lacks, and every test must pass: each verifier takes every program, and the
 //! programs do there what they do here.
