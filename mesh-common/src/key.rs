@@ -102,6 +102,15 @@ pub struct OrigKey {
     pub pad: u32,
 }
 
+impl OrigKey {
+    /// That of the connection from `ip` and `port` to `capture_port`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(netns_cookie: u64, ip: Ip, port: u16, capture_port: u16) -> Self {
+        Self { netns_cookie, ip, port, capture_port, pad: 0 }
+    }
+}
+
 /// `flows`: a connection's four-tuple, seen from the client.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -57,6 +57,11 @@ pub struct ServiceValue {
     pub local: u16,
 }
 
+impl ServiceValue {
+    /// A service of which nothing is known: the agent decides.
+    pub const NOTHING: Self = Self { fallback_ip: [0; 16], fallback_port: 0, flags: 0, list: 0, eligible: 0, local: 0 };
+}
+
 /// The service has no endpoint: connections are refused, as kube-proxy refuses them.
 pub const SERVICE_EMPTY: u16 = 1;
 

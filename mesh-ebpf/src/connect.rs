@@ -34,10 +34,6 @@ struct View<'a> {
     to: To<'a>,
 }
 
-/// A service whose entry cannot be read: the agent decides.
-const UNREAD: ServiceValue =
-    ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: 0, list: 0, eligible: 0, local: 0 };
-
 impl PolicyView for View<'_> {
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> Option<u32> {
@@ -85,7 +81,7 @@ impl ConnectView for View<'_> {
         match service(&ServiceKey { ip, port, protocol }) {
             Read::Found(service) => Some(*service),
             Read::Missing => None,
-            Read::Foreign => Some(UNREAD),
+            Read::Foreign => Some(ServiceValue::NOTHING),
         }
     }
 

@@ -142,13 +142,7 @@ impl LookupView for View {
 
     #[inline(always)]
     fn is_captured(&self) -> bool {
-        let key = OrigKey {
-            netns_cookie: self.cookie,
-            ip: self.remote_ip,
-            port: self.remote_port,
-            capture_port: self.local_port,
-            pad: 0,
-        };
+        let key = OrigKey::new(self.cookie, self.remote_ip, self.remote_port, self.local_port);
         // SAFETY: only presence is read.
         unsafe { ORIG_DSTS.get(key) }.is_some()
     }

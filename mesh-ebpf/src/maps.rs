@@ -10,7 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::counter::{COUNT, Counter};
 use mesh_common::key::{CidrKey, EndpointKey, FlowKey, Ip, ListenerKey, OrigKey, PolicyKey, PortKey, ServiceKey};
 use mesh_common::limits;
-use mesh_common::tag::{Reference, Tagged};
+use mesh_common::tag::Reference;
 use mesh_common::value::{
     AdmittedValue, Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PORT_UNREAD, PodValue, PolicyValue, PortRule,
     ServiceValue, ShareValue, ToldValue,
@@ -129,15 +129,16 @@ pub enum Read<T> {
     Foreign,
 }
 
+/// What `open` finds in the word of `key`.
 #[inline(always)]
-fn number<K: Tagged>(map: &HashMap<K, Reference>, key: &K) -> Read<u32> {
+fn tagged<K, V>(map: &HashMap<K, V>, key: &K, open: impl Fn(V, &K) -> Option<u32>) -> Read<u32> {
     for _ in 0..TRIES {
         let Some(at) = map.get_ptr(key) else {
             return Read::Missing;
         };
         // SAFETY: a live map value; one aligned word, read once.
-        if let Some(number) = unsafe { at.read_volatile() }.open(key) {
-            return Read::Found(number);
+        if let Some(found) = open(unsafe { at.read_volatile() }, key) {
+            return Read::Found(found);
         }
     }
     count(Counter::EntryForeign);
@@ -147,7 +148,7 @@ fn number<K: Tagged>(map: &HashMap<K, Reference>, key: &K) -> Read<u32> {
 /// What is known of the pod with this netns.
 #[inline(always)]
 pub fn pod(netns_cookie: u64) -> Read<&'static PodValue> {
-    match number(&PODS, &netns_cookie) {
+    match tagged(&PODS, &netns_cookie, Reference::open) {
         Read::Found(number) => POD_FACTS.get(number).map_or(Read::Missing, Read::Found),
         Read::Missing => Read::Missing,
         Read::Foreign => Read::Foreign,
@@ -157,7 +158,7 @@ pub fn pod(netns_cookie: u64) -> Read<&'static PodValue> {
 /// What is known of a virtual address and port.
 #[inline(always)]
 pub fn service(key: &ServiceKey) -> Read<&'static ServiceValue> {
-    match number(&SERVICES, key) {
+    match tagged(&SERVICES, key, Reference::open) {
         // SAFETY: facts never change, and go a second after the last word that names them.
         Read::Found(number) => unsafe { SERVICE_FACTS.get(number) }.map_or(Read::Foreign, Read::Found),
         Read::Missing => Read::Missing,
@@ -169,15 +170,11 @@ pub fn service(key: &ServiceKey) -> Read<&'static ServiceValue> {
 #[inline(always)]
 pub fn port_rule(netns_cookie: u64, port: u16, direction: u16) -> Option<u32> {
     let key = PortKey { netns_cookie, port, direction, pad: 0 };
-    for _ in 0..TRIES {
-        // SAFETY: a live map value; one aligned word, read once.
-        let word = unsafe { PORT_RULES.get_ptr(&key)?.read_volatile() };
-        if let Some(rule) = word.open(&key) {
-            return Some(rule);
-        }
+    match tagged(&PORT_RULES, &key, PortRule::open) {
+        Read::Found(rule) => Some(rule),
+        Read::Missing => None,
+        Read::Foreign => Some(PORT_UNREAD),
     }
-    count(Counter::EntryForeign);
-    Some(PORT_UNREAD)
 }
 
 /// Adds to a pod's count of records, atomically: its connections are opened and closed on every CPU.

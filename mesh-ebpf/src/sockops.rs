@@ -114,24 +114,12 @@ impl Ends {
 
     #[inline(always)]
     fn orig_as_client(&self) -> OrigKey {
-        OrigKey {
-            netns_cookie: self.cookie,
-            ip: self.local_ip,
-            port: self.local_port,
-            capture_port: self.remote_port,
-            pad: 0,
-        }
+        OrigKey::new(self.cookie, self.local_ip, self.local_port, self.remote_port)
     }
 
     #[inline(always)]
     fn orig_as_server(&self) -> OrigKey {
-        OrigKey {
-            netns_cookie: self.cookie,
-            ip: self.remote_ip,
-            port: self.remote_port,
-            capture_port: self.local_port,
-            pad: 0,
-        }
+        OrigKey::new(self.cookie, self.remote_ip, self.remote_port, self.local_port)
     }
 }
 

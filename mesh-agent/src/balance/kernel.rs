@@ -11,10 +11,6 @@ use crate::model::service::{Endpoint, ServicePort};
 use crate::model::workload::Workload;
 use crate::snapshot::Snapshot;
 
-/// A service of which nothing is known.
-pub const NOTHING: ServiceValue =
-    ServiceValue { fallback_ip: [0; 16], fallback_port: 0, flags: 0, list: 0, eligible: 0, local: 0 };
-
 /// For whom the kernel of `node` draws: any of its pods. The address is to be filled in for each service.
 #[must_use]
 pub fn client(snapshot: &Snapshot, node: &str) -> Client {
@@ -34,7 +30,7 @@ pub fn service(
 ) -> (ServiceValue, Vec<EndpointValue>) {
     let eligible = eligible(service, client);
     let Some(first) = eligible.first().map(|endpoint| endpoint.addr.addr()) else {
-        return (ServiceValue { flags: SERVICE_EMPTY, ..NOTHING }, Vec::new());
+        return (ServiceValue { flags: SERVICE_EMPTY, ..ServiceValue::NOTHING }, Vec::new());
     };
     let native = |endpoint: &&Endpoint| {
         let ip = endpoint.addr.ip();
