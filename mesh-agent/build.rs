@@ -1,8 +1,9 @@
 //! Compiles the kernel half (`mesh-ebpf`) and hands the object to `capture`, which embeds it.
 //!
 //! Two toolchains can do it: rustup's nightly with `rust-src`, or Debian's `rustc-web` with `rust-web-src`;
-//! both need `bpf-linker`. `cargo xtask setup` installs what is missing. Without them the agent still builds,
-//! says so here and at `run`, and cannot capture: so everything that needs no kernel can be checked anywhere.
+//! both need `bpf-linker`. `cargo xtask setup` installs what is missing. Without them a debug build goes on, says so
+//! here, in `check` and at `run`, and cannot capture: so everything that needs no kernel can be checked anywhere. A
+//! release build fails. Where the tools are and the programs do not compile, every build fails.
 //! `MESH_EBPF_OBJECT=<file>` embeds a prepared object instead.
 //!
 //! Debug builds embed a second object, the twin (feature `twin` of `mesh-ebpf`): tests upgrade from one to the other.
@@ -11,53 +12,75 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 const TARGET: &str = "bpfel-unknown-none";
 
-fn main() {
+/// Why there is no object.
+enum Failure {
+    /// Nothing here can compile one.
+    NoTools(String),
+    /// What could was given something wrong.
+    Broken(String),
+}
+
+fn main() -> ExitCode {
     println!("cargo::rustc-check-cfg=cfg(mesh_ebpf, mesh_ebpf_twin)");
     for name in ["MESH_EBPF_OBJECT", "MESH_TOOLS_DIR", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    match embed(release) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::NoTools(why)) if !release => {
+            println!("cargo::warning=built without eBPF programs: {why}; `cargo xtask setup` installs the tools");
+            ExitCode::SUCCESS
+        }
+        Err(Failure::NoTools(why)) => {
+            eprintln!(
+                "an agent without its eBPF programs is no release: {why}; `cargo xtask setup` installs the tools"
+            );
+            ExitCode::FAILURE
+        }
+        Err(Failure::Broken(why)) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn embed(release: bool) -> Result<(), Failure> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let root = manifest.parent().expect("the workspace is above").to_path_buf();
     for watched in ["mesh-ebpf/src", "mesh-ebpf/Cargo.toml", "mesh-ebpf/Cargo.lock", "mesh-common/src"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
-    let prepared = env::var_os("MESH_EBPF_OBJECT");
     let object = out.join("mesh-ebpf.o");
-    let built = match &prepared {
-        Some(prepared) => fs::copy(prepared, &object).map(drop).map_err(|e| format!("{}: {e}", prepared.display())),
-        None => compile(&root.join("mesh-ebpf"), &out, &object, &[]),
-    };
-    match built {
-        Ok(()) => {
-            println!("cargo::rustc-cfg=mesh_ebpf");
-            println!("cargo::rustc-env=MESH_EBPF_OBJECT_PATH={}", object.display());
-        }
-        Err(why) => {
-            println!("cargo::warning=built without eBPF programs: {why}; `cargo xtask setup` installs the tools");
-            return;
-        }
+    let prepared = env::var_os("MESH_EBPF_OBJECT");
+    match &prepared {
+        Some(prepared) => copy(Path::new(prepared), &object)?,
+        None => compile(&root.join("mesh-ebpf"), &out, &object, &[])?,
     }
+    println!("cargo::rustc-cfg=mesh_ebpf");
+    println!("cargo::rustc-env=MESH_EBPF_OBJECT_PATH={}", object.display());
     // A release has no programs but its own.
-    if prepared.is_none() && env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+    if prepared.is_none() && !release {
         let twin = out.join("mesh-ebpf-twin.o");
-        match compile(&root.join("mesh-ebpf"), &out, &twin, &["--features", "twin"]) {
-            Ok(()) => {
-                println!("cargo::rustc-cfg=mesh_ebpf_twin");
-                println!("cargo::rustc-env=MESH_EBPF_TWIN_PATH={}", twin.display());
-            }
-            Err(why) => println!("cargo::warning=built without the twin that upgrades are tested with: {why}"),
-        }
+        compile(&root.join("mesh-ebpf"), &out, &twin, &["--features", "twin"])?;
+        println!("cargo::rustc-cfg=mesh_ebpf_twin");
+        println!("cargo::rustc-env=MESH_EBPF_TWIN_PATH={}", twin.display());
     }
+    Ok(())
 }
 
-fn compile(crate_dir: &Path, out: &Path, object: &Path, features: &[&str]) -> Result<(), String> {
-    let linker_dir = linker_dir()?;
-    let rustc = compiler()?;
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::copy(from, to).map(drop).map_err(|e| Failure::Broken(format!("{}: {e}", from.display())))
+}
+
+fn compile(crate_dir: &Path, out: &Path, object: &Path, features: &[&str]) -> Result<(), Failure> {
+    let linker_dir = linker_dir().map_err(Failure::NoTools)?;
+    let rustc = compiler().map_err(Failure::NoTools)?;
     let mut path = OsString::from(linker_dir);
     if let Some(old) = env::var_os("PATH") {
         path.push(":");
@@ -86,12 +109,12 @@ fn compile(crate_dir: &Path, out: &Path, object: &Path, features: &[&str]) -> Re
         Compiler::Nightly => command.env("RUSTUP_TOOLCHAIN", "nightly"),
         Compiler::Debian => command.env("RUSTC", "/usr/bin/rustc"),
     };
-    let output = command.output().map_err(|e| format!("cargo did not start: {e}"))?;
+    let output = command.output().map_err(|e| Failure::Broken(format!("cargo did not start: {e}")))?;
     if !output.status.success() {
-        return Err(format!("mesh-ebpf does not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::Broken(format!("mesh-ebpf does not compile:\n{said}")));
     }
-    let built = target_dir.join(TARGET).join("release/mesh-ebpf");
-    fs::copy(&built, object).map(drop).map_err(|e| format!("{}: {e}", built.display()))
+    copy(&target_dir.join(TARGET).join("release/mesh-ebpf"), object)
 }
 
 fn linker_dir() -> Result<PathBuf, String> {
