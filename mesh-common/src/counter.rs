@@ -107,7 +107,8 @@ counters! {
     LookupStrict = "lookup_strict",
     /// The pod has no entry in the map: dropped.
     LookupNoPod = "lookup_no_pod",
-    /// An entry was another's each time it was looked up: refused, or left to the agent.
+    /// An entry was another's each time it was looked up, or names facts that are not there: refused, or left to the
+    /// agent.
     EntryForeign = "entry_foreign",
     /// UDP to a strict pod that takes none there: dropped.
     LookupUdpStrict = "lookup_udp_strict",

@@ -145,11 +145,20 @@ fn tagged<K, V>(map: &HashMap<K, V>, key: &K, open: impl Fn(V, &K) -> Option<u32
     Read::Foreign
 }
 
+/// Facts that a word has named: when they are not there, neither is it known that there are none.
+#[inline(always)]
+fn named<T>(facts: Option<T>) -> Read<T> {
+    if facts.is_none() {
+        count(Counter::EntryForeign);
+    }
+    facts.map_or(Read::Foreign, Read::Found)
+}
+
 /// What is known of the pod with this netns.
 #[inline(always)]
 pub fn pod(netns_cookie: u64) -> Read<&'static PodValue> {
     match tagged(&PODS, &netns_cookie, Reference::open) {
-        Read::Found(number) => POD_FACTS.get(number).map_or(Read::Missing, Read::Found),
+        Read::Found(number) => named(POD_FACTS.get(number)),
         Read::Missing => Read::Missing,
         Read::Foreign => Read::Foreign,
     }
@@ -160,7 +169,7 @@ pub fn pod(netns_cookie: u64) -> Read<&'static PodValue> {
 pub fn service(key: &ServiceKey) -> Read<&'static ServiceValue> {
     match tagged(&SERVICES, key, Reference::open) {
         // SAFETY: facts never change, and go a second after the last word that names them.
-        Read::Found(number) => unsafe { SERVICE_FACTS.get(number) }.map_or(Read::Foreign, Read::Found),
+        Read::Found(number) => named(unsafe { SERVICE_FACTS.get(number) }),
         Read::Missing => Read::Missing,
         Read::Foreign => Read::Foreign,
     }

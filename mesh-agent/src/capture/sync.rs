@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::Key;
 use mesh_common::key::{
     CidrKey, Digest, Ip, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, PortKey,
 };
-use mesh_common::value::{MeshIpValue, NO_POLICY, POD_CAPTURES, PodValue, PortRule, ShareValue};
+use mesh_common::value::{BROKEN_POLICY, MeshIpValue, NO_POLICY, POD_CAPTURES, PodValue, PortRule, ShareValue};
 
 use super::error::CaptureError;
 use super::kernel::{Kernel, Maps};
@@ -94,7 +94,8 @@ impl Kernel {
     }
 }
 
-/// Writes a pod's entry and its port and CIDR rules: rules first, so that no entry is without them.
+/// Writes a pod's entry and its port and CIDR rules: rules first, so that no entry is without them. What cannot be
+/// written keeps nothing else from being written: the pod then refuses more than it should, never less.
 pub(super) fn write_pod(
     maps: &mut Maps,
     Entry { cookie, captures, lenient }: Entry,
@@ -103,18 +104,29 @@ pub(super) fn write_pod(
 ) -> Result<(), CaptureError> {
     let rules = port_rules(cookie, workload, lenient);
     let cidrs = cidr_rules(cookie, workload);
-    sync_port_rules(maps, cookie, &rules)?;
-    sync_cidrs(maps, cookie, &cidrs)?;
+    let ports = sync_port_rules(maps, cookie, &rules);
+    // What should be excluded is judged instead.
+    let excluded = sync_cidrs(maps, cookie, &cidrs);
     let flags = facts::flags(workload, captures, lenient, policy != NO_POLICY);
+    let (policy, flags) =
+        if ports.is_ok() { (policy, flags) } else { (BROKEN_POLICY, facts::without_port_rules(flags)) };
     let [ip4, ip6] = facts::own_ips(workload);
     let identity = digest::of_identity(&workload.identity);
     let value = PodValue { ip4, ip6, identity, policy, flags, pad: 0 };
-    // Connections of a pod without a share are refused: first, and never reset while records of its pod stand.
-    if maps.shares.get(&cookie, 0).is_err() {
-        maps.shares.insert(cookie, ShareValue { records: 0 }, 0).map_err(|e| CaptureError::map("shares", &e))?;
+    // Connections of a pod without a share are refused: first.
+    let share = give_share(maps, cookie);
+    // Refusals that nobody can be told of are counted.
+    let told = maps.egress.expect_refusals(cookie, workload);
+    let entry = maps.pods.put(cookie, value);
+    ports.and(excluded).and(share).and(told).and(entry)
+}
+
+/// Never reset while records of its pod stand.
+fn give_share(maps: &mut Maps, cookie: u64) -> Result<(), CaptureError> {
+    if maps.shares.get(&cookie, 0).is_ok() {
+        return Ok(());
     }
-    maps.egress.expect_refusals(cookie, workload)?;
-    maps.pods.put(cookie, value)
+    maps.shares.insert(cookie, ShareValue { records: 0 }, 0).map_err(|e| CaptureError::map("shares", &e))
 }
 
 /// Writes the capture flag of an entry that is there.
@@ -155,11 +167,22 @@ fn cidr_rules(cookie: u64, workload: &Workload) -> HashSet<(u32, CidrKey)> {
     workload.exclusions.outbound_cidrs.iter().map(rule).collect()
 }
 
+/// A rule that cannot be written is not there, rather than there as it was.
 fn sync_port_rules(maps: &mut Maps, cookie: u64, wanted: &HashMap<PortKey, PortRule>) -> Result<(), CaptureError> {
+    let mut written = Ok(());
     for (key, rule) in wanted {
-        if maps.mirror.port_rules.get(key) != Some(rule) {
-            maps.port_rules.insert(key, rule, 0).map_err(|e| CaptureError::map("port_rules", &e))?;
-            maps.mirror.port_rules.insert(*key, *rule);
+        if maps.mirror.port_rules.get(key) == Some(rule) {
+            continue;
+        }
+        match maps.port_rules.insert(key, rule, 0) {
+            Ok(()) => {
+                maps.mirror.port_rules.insert(*key, *rule);
+            }
+            Err(error) => {
+                written = Err(CaptureError::map("port_rules", &error));
+                let _ = maps.port_rules.remove(key);
+                maps.mirror.port_rules.remove(key);
+            }
         }
     }
     let stale: Vec<PortKey> = maps
@@ -173,14 +196,20 @@ fn sync_port_rules(maps: &mut Maps, cookie: u64, wanted: &HashMap<PortKey, PortR
         let _ = maps.port_rules.remove(&key);
         maps.mirror.port_rules.remove(&key);
     }
-    Ok(())
+    written
 }
 
 fn sync_cidrs(maps: &mut Maps, cookie: u64, wanted: &HashSet<(u32, CidrKey)>) -> Result<(), CaptureError> {
+    let mut written = Ok(());
     for (len, data) in wanted {
-        if maps.mirror.cidrs.insert((*len, *data)) {
-            let inserted = maps.excluded_cidrs.insert(&Key::new(*len, *data), 1, 0);
-            inserted.map_err(|e| CaptureError::map("excluded_cidrs", &e))?;
+        if maps.mirror.cidrs.contains(&(*len, *data)) {
+            continue;
+        }
+        match maps.excluded_cidrs.insert(&Key::new(*len, *data), 1, 0) {
+            Ok(()) => {
+                maps.mirror.cidrs.insert((*len, *data));
+            }
+            Err(error) => written = Err(CaptureError::map("excluded_cidrs", &error)),
         }
     }
     let own = cookie.to_ne_bytes();
@@ -190,7 +219,7 @@ fn sync_cidrs(maps: &mut Maps, cookie: u64, wanted: &HashSet<(u32, CidrKey)>) ->
         let _ = maps.excluded_cidrs.remove(&Key::new(len, data));
         maps.mirror.cidrs.remove(&(len, data));
     }
-    Ok(())
+    written
 }
 
 fn sync_mesh_ips(

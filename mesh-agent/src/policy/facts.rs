@@ -37,6 +37,13 @@ pub fn flags(workload: &Workload, captures: bool, lenient: bool, has_policy: boo
     flags
 }
 
+/// `flags` of a pod some of whose port rules could not be written: what has no rule is refused.
+#[must_use]
+pub fn without_port_rules(flags: u32) -> u32 {
+    let udp = if flags & POD_UDP_PORTS == 0 { 0 } else { POD_UDP_STRICT };
+    flags | POD_STRICT | udp
+}
+
 /// The first address of each family, IPv4 before IPv6; zero where there is none.
 #[must_use]
 pub fn own_ips(workload: &Workload) -> [Ip; 2] {

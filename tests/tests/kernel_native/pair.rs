@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap as BpfHashMap, Map, MapData};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
 use mesh_agent::capture::{EnrolledPod, EventReader, KernelEvent};
 use mesh_agent::model::policy::{Action, IdentityMatch, Policy, Rule, Source, Target};
 use mesh_agent::model::workload::{Captured, PeerMode, Workload};
@@ -67,11 +67,16 @@ pub fn counts<const N: usize>(bench: &Bench, counters: [Counter; N]) -> [u64; N]
 }
 
 /// A pinned map, to look into or to tamper with.
-pub fn map<K: aya::Pod, V: aya::Pod>(bench: &Bench, name: &str) -> Result<BpfHashMap<MapData, K, V>> {
+pub fn pinned<M: TryFrom<Map, Error = MapError>>(bench: &Bench, name: &str) -> Result<M> {
     let folders = std::fs::read_dir(bench.pins())?.filter_map(Result::ok).map(|entry| entry.path());
     let pin = folders.map(|folder| folder.join(name)).find(|pin| pin.exists());
     let pin = pin.with_context(|| format!("no map {name} is pinned"))?;
-    Ok(BpfHashMap::try_from(Map::from_map_data(MapData::from_pin(pin)?)?)?)
+    Ok(M::try_from(Map::from_map_data(MapData::from_pin(pin)?)?)?)
+}
+
+/// One with keys.
+pub fn map<K: aya::Pod, V: aya::Pod>(bench: &Bench, name: &str) -> Result<BpfHashMap<MapData, K, V>> {
+    pinned(bench, name)
 }
 
 /// Every pod's count of records.
