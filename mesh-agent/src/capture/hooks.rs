@@ -33,35 +33,25 @@ pub(super) trait Hook {
 // Links are always "multi": that flag is refused for them.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
-impl Hook for CgroupSockAddr {
-    fn load(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
+macro_rules! cgroup_hook {
+    ($($program:ty)*) => {
+        $(impl Hook for $program {
+            fn load(&mut self) -> Result<(), ProgramError> {
+                self.load()
+            }
 
-    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
-        self.fd()
-    }
+            fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+                self.fd()
+            }
 
-    fn attach(&mut self, name: &str, to: &File) -> Result<FdLink, CaptureError> {
-        let link = self.attach(to, MODE).and_then(|id| self.take_link(id));
-        link.map_err(|e| CaptureError::kernel(name, &e))?.try_into().map_err(|e| CaptureError::kernel(name, &e))
-    }
+            fn attach(&mut self, name: &str, to: &File) -> Result<FdLink, CaptureError> {
+                let link = self.attach(to, MODE).and_then(|id| self.take_link(id));
+                link.map_err(|e| CaptureError::kernel(name, &e))?.try_into().map_err(|e| CaptureError::kernel(name, &e))
+            }
+        })*
+    };
 }
-
-impl Hook for SockOps {
-    fn load(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
-
-    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
-        self.fd()
-    }
-
-    fn attach(&mut self, name: &str, to: &File) -> Result<FdLink, CaptureError> {
-        let link = self.attach(to, MODE).and_then(|id| self.take_link(id));
-        link.map_err(|e| CaptureError::kernel(name, &e))?.try_into().map_err(|e| CaptureError::kernel(name, &e))
-    }
-}
+cgroup_hook!(CgroupSockAddr SockOps);
 
 impl Hook for SkLookup {
     fn load(&mut self) -> Result<(), ProgramError> {
