@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::matching::{self, RawNamed, RawType};
-use super::{Checked, MAX_MATCHES, Reader, RuleParts, at_most, part, wrong};
+use super::{Checked, Reader, RuleParts, part, wrong};
 use crate::model::route::{Match, PathMatch, TextMatch};
 
 #[derive(Debug, Deserialize)]
@@ -34,11 +34,7 @@ struct RawMethod {
 impl Reader<'_> {
     pub(super) fn grpc_rule(&mut self, field: &str, value: &Value) -> Checked<RuleParts> {
         let raw: RawRule = part(field, value)?;
-        let raw_matches = raw.matches.filter(|matches| !matches.is_empty());
-        let raw_matches = raw_matches.unwrap_or_else(|| vec![RawMatch::default()]);
-        at_most(&format!("{field}.matches"), raw_matches.len(), MAX_MATCHES)?;
-        let check = |(at, raw)| check_match(&format!("{field}.matches[{at}]"), raw);
-        let matches = raw_matches.into_iter().enumerate().map(check).collect::<Checked<Vec<Match>>>()?;
+        let matches = matching::matches(field, raw.matches, check_match)?;
 
         let mut parts = RuleParts::new(raw.name, matches, self.kind, self.namespace);
         parts.rule.filters = self.filters(field, &raw.filters.unwrap_or_default(), &parts.matches)?;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::matching::{self, RawNamed, RawType};
-use super::{Checked, MAX_MATCHES, Mistake, Reader, RuleParts, at_most, duration, part, wrong};
+use super::{Checked, Mistake, Reader, RuleParts, at_most, duration, part, wrong};
 use crate::model::route::{Filter, Match, PathMatch, QueryMatch, Retry, Timeouts};
 use std::time::Duration;
 
@@ -72,11 +72,7 @@ struct RawRetry {
 impl Reader<'_> {
     pub(super) fn http_rule(&mut self, field: &str, value: &Value) -> Checked<RuleParts> {
         let raw: RawRule = part(field, value)?;
-        let raw_matches = raw.matches.filter(|matches| !matches.is_empty());
-        let raw_matches = raw_matches.unwrap_or_else(|| vec![RawMatch::default()]);
-        at_most(&format!("{field}.matches"), raw_matches.len(), MAX_MATCHES)?;
-        let check = |(at, raw)| check_match(&format!("{field}.matches[{at}]"), raw);
-        let matches = raw_matches.into_iter().enumerate().map(check).collect::<Checked<Vec<Match>>>()?;
+        let matches = matching::matches(field, raw.matches, check_match)?;
 
         let mut parts = RuleParts::new(raw.name, matches, self.kind, self.namespace);
         let refs = raw.backend_refs.unwrap_or_default();

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use http::header::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::{Checked, at_most, wrong};
-use crate::model::route::{HeaderMatch, Pattern, TextMatch};
+use super::{Checked, MAX_MATCHES, at_most, wrong};
+use crate::model::route::{HeaderMatch, Match, Pattern, TextMatch};
 
 const MAX_HEADERS: usize = 16;
 const MAX_VALUE_BYTES: usize = 4096;
@@ -25,6 +25,17 @@ pub(in crate::control::object) struct RawNamed {
     pub(super) kind: RawType,
     pub(in crate::control::object) name: String,
     pub(super) value: String,
+}
+
+/// The matches of a rule; one that matches everything where it has none.
+pub(super) fn matches<R: Default>(
+    rule: &str,
+    raw: Option<Vec<R>>,
+    check: impl Fn(&str, R) -> Checked<Match>,
+) -> Checked<Vec<Match>> {
+    let raw = raw.filter(|matches| !matches.is_empty()).unwrap_or_else(|| vec![R::default()]);
+    at_most(&format!("{rule}.matches"), raw.len(), MAX_MATCHES)?;
+    raw.into_iter().enumerate().map(|(at, raw)| check(&format!("{rule}.matches[{at}]"), raw)).collect()
 }
 
 /// The header matches at `field`; of two with one name the first counts.
