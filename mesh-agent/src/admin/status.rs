@@ -18,9 +18,6 @@ pub struct Status {
     /// What is said of each route at each of its parents.
     #[serde(default)]
     pub routes: Vec<RouteLine>,
-    /// Whether routes are applied to traffic.
-    #[serde(default)]
-    pub routes_applied: bool,
     /// Agents that tunnels are open to or from.
     pub peers: Vec<PeerStatus>,
     /// Mistakes in configuration objects that are not mended yet.

@@ -302,7 +302,7 @@ async fn sweep(telemetry: Arc<Telemetry>, balancer: Arc<Balancer>, snapshots: Ar
         ticks.tick().await;
         let snapshot = snapshots.load();
         telemetry.sweep(&snapshot);
-        balancer.retain(snapshot.services());
+        balancer.retain(snapshot.services(), snapshot.routes());
     }
 }
 

@@ -38,7 +38,6 @@ pub(super) fn source(
             pods,
             identities: board.certificates.status().iter().map(identity).collect(),
             routes: snapshot.route_statuses().iter().flat_map(route).collect(),
-            routes_applied: crate::route::APPLIED,
             peers: proxy.peers().into_iter().map(peer).collect(),
             problems: snapshot.problems().iter().map(ToString::to_string).collect(),
         }

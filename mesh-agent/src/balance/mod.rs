@@ -11,7 +11,7 @@ pub mod kernel;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -21,8 +21,10 @@ use rand::{Rng, RngExt};
 use self::affinity::Affinity;
 pub use self::eligible::eligible;
 use crate::model::addr::EndpointAddr;
+use crate::model::route::{PortRoutes, Rule, RuleId};
 use crate::model::service::{Endpoint, ServicePort};
 use crate::model::workload::Workload;
+use crate::route::weights::SmoothWeights;
 
 /// Who asks for an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ impl Client {
 pub struct Balancer {
     live: Arc<Live>,
     affinity: Mutex<Affinity>,
+    /// Whose turn it is among the backends of each rule.
+    turns: Mutex<HashMap<RuleId, SmoothWeights>>,
 }
 
 impl Balancer {
@@ -87,9 +91,26 @@ impl Balancer {
         Some(pick)
     }
 
-    /// Forgets what concerns endpoints that `services` no longer have. To be called with each new snapshot.
-    pub fn retain(&self, services: &[Arc<ServicePort>]) {
+    /// The backend of `rule` whose turn it is, by their weights; `None` when none has any.
+    #[must_use]
+    pub fn pick_backend(&self, rule: &Rule) -> Option<usize> {
+        let weights = rule.backends.iter().map(|backend| backend.weight);
+        let mut turns = lock(&self.turns);
+        if let Some(turn) = turns.get_mut(&rule.id) {
+            return turn.pick(weights);
+        }
+        turns.entry(rule.id.clone()).or_default().pick(weights)
+    }
+
+    /// Forgets what concerns endpoints and rules that are no longer there. To be called with each new snapshot.
+    pub fn retain(&self, services: &[Arc<ServicePort>], routes: &[Arc<PortRoutes>]) {
         lock(&self.affinity).retain(services);
+        let mut turns = lock(&self.turns);
+        if !turns.is_empty() {
+            let rules: HashSet<&RuleId> =
+                routes.iter().flat_map(|routes| &routes.candidates).map(|candidate| &candidate.rule.id).collect();
+            turns.retain(|rule, _| rules.contains(rule));
+        }
     }
 
     /// Live connections to `endpoint`.

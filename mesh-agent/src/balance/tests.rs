@@ -182,13 +182,13 @@ fn a_pin_dies_with_its_endpoint() {
     let balancer = Balancer::new();
     let pinned = ServicePort { affinity: Some(Duration::from_secs(10)), ..three() };
     let first = balancer.choose(&pinned, &client(), &[]).expect("an endpoint").addr();
-    balancer.retain(&[Arc::new(pinned.clone())]);
+    balancer.retain(&[Arc::new(pinned.clone())], &[]);
     assert_eq!(balancer.pinned(), 1);
 
     let mut without = pinned;
     without.endpoints.retain(|endpoint| endpoint.addr != first);
     assert_ne!(balancer.choose(&without, &client(), &[]).expect("an endpoint").addr(), first);
     without.endpoints.clear();
-    balancer.retain(&[Arc::new(without)]);
+    balancer.retain(&[Arc::new(without)], &[]);
     assert_eq!(balancer.pinned(), 0);
 }

@@ -271,8 +271,7 @@ verdict      MIXED: some endpoints refuse it
 
     #[test]
     fn a_route_is_printed_with_its_rule_first() {
-        let route =
-            RouteReport { applied: false, rule: Some("HTTPRoute shop/r rules[0]".into()), said: vec!["x".into()] };
+        let route = RouteReport { rule: Some("HTTPRoute shop/r rules[0]".into()), said: vec!["x".into()] };
         let mut sample = sample();
         sample.paths[0].request = Some("denied by shop/p: why".into());
         let text = render(&Explanation { route: Some(route), ..sample });

@@ -52,11 +52,9 @@ fn render(status: &Status, now: i64) -> String {
     table(&mut text, &title, &["POD", "STAGE", "MODE", "POLICIES", "REASON"], status.pods.iter().map(pod_row));
     let identities = status.identities.iter().map(|identity| identity_row(identity, now));
     table(&mut text, "IDENTITIES", &["IDENTITY", "STATE", "EXPIRES", "LAST ERROR"], identities);
-    let unapplied = !status.routes.is_empty() && !status.routes_applied;
-    let title = if unapplied { "ROUTES (NOT APPLIED: this version applies them to no traffic yet)" } else { "ROUTES" };
     table(
         &mut text,
-        title,
+        "ROUTES",
         &["ROUTE", "PARENT", "ACCEPTED", "RESOLVED", "MESSAGE"],
         status.routes.iter().map(route_row),
     );
@@ -179,7 +177,6 @@ mod tests {
                 observed_generation: 1,
                 message: "there is no Service shop/x".into(),
             }],
-            routes_applied: false,
             peers: vec![PeerStatus { identity: "spiffe://x".into(), address: "10.0.0.2".into(), tunnels: 2 }],
             problems: vec!["policy.yaml: AuthorizationPolicy shop/x: unknown field".into()],
         }
@@ -201,7 +198,7 @@ IDENTITIES
   spiffe://cluster.local/ns/shop/sa/web  valid    in 11 h 32 min  -
   spiffe://cluster.local/ns/shop/sa/db   missing  -               the CA is away
 
-ROUTES (NOT APPLIED: this version applies them to no traffic yet)
+ROUTES
   ROUTE             PARENT       ACCEPTED  RESOLVED             MESSAGE
   HTTPRoute shop/r  shop/web:80  yes       no: BackendNotFound  there is no Service shop/x
 

@@ -79,8 +79,6 @@ pub struct Destination {
 /// What routes make of a connection or a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteReport {
-    /// Whether it is so on the wire: this version may read routes and apply them to no traffic.
-    pub applied: bool,
     /// The rule that the request meets.
     pub rule: Option<String>,
     /// In words: whose routes, which match or the near miss, what becomes of the request.

@@ -57,7 +57,6 @@ pub(super) fn judge(snapshot: &Snapshot, found: &Found, head: &Parts, paths: &mu
         };
         let audits = audited(snapshot, &flow, Some(&facts));
         let audits = if audits.is_empty() { String::new() } else { format!("; audited by {}", audits.join(", ")) };
-        let note = if crate::route::APPLIED { "" } else { "; NOT APPLIED: this version reads no requests" };
-        path.request = Some(format!("{verdict}{audits}{note}"));
+        path.request = Some(format!("{verdict}{audits}"));
     }
 }

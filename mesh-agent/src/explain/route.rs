@@ -7,11 +7,8 @@ use super::report::RouteReport;
 use super::request::head;
 use super::resolve::Found;
 use crate::model::route::{Filter, PortRoutes, Rule, Scheme, Target};
-use crate::route::{self, Answer, Dialled, Forward, RequestView, Step, begin, l7};
+use crate::route::{Answer, Dialled, Forward, RequestView, Step, begin, l7};
 use crate::snapshot::Snapshot;
-
-/// What is said of routes that are in force for nobody yet.
-const NOT_APPLIED: &str = "NOT APPLIED: this version reads and checks routes, and applies them to no traffic yet";
 
 /// What routes make of a connection of `found`, and of `request` on it. `None`: nobody asked, and there are none.
 pub(super) fn explain(
@@ -27,9 +24,9 @@ pub(super) fn explain(
             Some(service) => format!("no route is for {} and clients of {namespace}", service.display_name()),
             None => "routes are met at a Service's own address only".to_owned(),
         };
-        return Ok(request.map(|_| RouteReport { applied: true, rule: None, said: vec![why] }));
+        return Ok(request.map(|_| RouteReport { rule: None, said: vec![why] }));
     };
-    let mut report = RouteReport { applied: route::APPLIED, rule: None, said: vec![scope(routes)] };
+    let mut report = RouteReport { rule: None, said: vec![scope(routes)] };
     if !routes.kind.is_l7() {
         let rule = routes.candidates.first().map(|candidate| &*candidate.rule);
         report.rule = rule.map(|rule| rule.id.to_string());
@@ -39,9 +36,6 @@ pub(super) fn explain(
         meet(routes, &head, service.port, &mut report);
     } else {
         report.said.push("name METHOD and PATH to see which rule a request meets".to_owned());
-    }
-    if !report.applied {
-        report.said.push(NOT_APPLIED.to_owned());
     }
     Ok(Some(report))
 }

@@ -35,6 +35,8 @@ pub enum Outcome {
     NoOrigDst,
     /// The peer asked for a destination that this listener does not serve.
     BadTarget,
+    /// What came is no HTTP where only HTTP is served.
+    NotHttp,
     /// The pod or the node is over a limit.
     Overloaded,
     /// The agent is stopping.
@@ -45,7 +47,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, for metric registration and documentation.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Ok,
         Self::AppReset,
         Self::Denied,
@@ -61,6 +63,7 @@ impl Outcome {
         Self::TunnelFailed,
         Self::NoOrigDst,
         Self::BadTarget,
+        Self::NotHttp,
         Self::Overloaded,
         Self::AgentDrained,
         Self::Internal,
@@ -85,6 +88,7 @@ impl Outcome {
             Self::TunnelFailed => "tunnel_failed",
             Self::NoOrigDst => "no_orig_dst",
             Self::BadTarget => "bad_target",
+            Self::NotHttp => "not_http",
             Self::Overloaded => "overloaded",
             Self::AgentDrained => "agent_drained",
             Self::Internal => "internal",

@@ -42,6 +42,19 @@ pub struct ServicePort {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// What a service port says its applications speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// HTTP, in the version that the client chooses.
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// Something that is passed on as it is, TLS of the application's own included.
+    Opaque,
+    /// It does not say.
+    Unknown,
+}
+
 /// One endpoint of a service port.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
@@ -88,6 +101,23 @@ impl ServicePort {
     #[must_use]
     pub fn reference(&self) -> ServiceRef {
         ServiceRef { namespace: Arc::clone(&self.namespace), name: Arc::clone(&self.name), port: self.port }
+    }
+
+    /// `appProtocol` (GEP-1911), else the port's name up to the first `-`, as Istio reads it.
+    #[must_use]
+    pub fn protocol(&self) -> AppProtocol {
+        match (self.app_protocol.as_deref(), self.port_name.split('-').next()) {
+            (Some("http" | "kubernetes.io/ws"), _) | (None, Some("http")) => AppProtocol::Http,
+            (Some("h2c" | "http2" | "grpc" | "kubernetes.io/h2c"), _) | (None, Some("h2c" | "http2" | "grpc")) => {
+                AppProtocol::Http2
+            }
+            (None, Some("https" | "tls" | "tcp" | "mongo" | "mysql" | "redis" | "postgres" | "postgresql")) => {
+                AppProtocol::Opaque
+            }
+            (None, _) => AppProtocol::Unknown,
+            // Declared, and not as anything that we read.
+            (Some(_), _) => AppProtocol::Opaque,
+        }
     }
 
     /// `namespace/name:port`, for messages and labels.

@@ -22,6 +22,9 @@ pub(super) enum Failure {
     /// The service's owner: nothing behind it may be used.
     #[error("{0} has no usable endpoint")]
     NoEndpoints(String),
+    /// The route's owner: it leads nowhere.
+    #[error("the route leads nowhere: {0}")]
+    Unrouted(String),
     /// The endpoint's or the network's.
     #[error("connect to {to}: {error}")]
     Connect {
@@ -57,6 +60,9 @@ pub(super) enum Failure {
     /// The peer's: it asked for something that this listener does not serve.
     #[error("refused target: {0}")]
     BadTarget(&'static str),
+    /// The client's, or the application's: it does not speak HTTP.
+    #[error("not HTTP: {0}")]
+    NotHttp(String),
     /// A policy's.
     #[error("{}", .0.reason)]
     Denied(Denial),
@@ -77,12 +83,13 @@ impl Failure {
         match self {
             Self::NoOrigDst => Outcome::NoOrigDst,
             Self::UnknownPod(_) => Outcome::Internal,
-            Self::NoEndpoints(_) => Outcome::NoEndpoints,
+            Self::NoEndpoints(_) | Self::Unrouted(_) => Outcome::NoEndpoints,
             Self::Connect { error, .. } => of_connect(error),
             Self::Tls { error, .. } => error.outcome(),
             Self::Tunnel { .. } => Outcome::TunnelFailed,
             Self::RefusedByPeer { outcome, .. } => *outcome,
             Self::BadTarget(_) => Outcome::BadTarget,
+            Self::NotHttp(_) => Outcome::NotHttp,
             Self::Denied(denial) => denial.outcome,
             Self::Overloaded(_) => Outcome::Overloaded,
             Self::Ended(ending) => ending.outcome,
@@ -100,10 +107,11 @@ impl Failure {
                 Outcome::ConnectRefused | Outcome::ConnectTimeout | Outcome::ConnectUnreachable | Outcome::Overloaded
             ),
             Self::Tls { error, .. } => error.outcome() == Outcome::TlsFailed,
-            Self::Tunnel { .. } => true,
+            Self::Tunnel { .. } | Self::NotHttp(_) => true,
             Self::NoOrigDst
             | Self::UnknownPod(_)
             | Self::NoEndpoints(_)
+            | Self::Unrouted(_)
             | Self::BadTarget(_)
             | Self::Denied(_)
             | Self::Overloaded(_)

@@ -1,9 +1,9 @@
 //! Inbound drivers: what happens to a connection that is meant for a pod's application.
 //!
-//! Tunnel: accept → handshake → per tunnel: target → authorize → deliver → answer → copy → record.
-//! Plaintext: accept → authorize → deliver → copy → record.
-//! The application sees the client's address; nothing reaches it without a permit. What is spoken inside a
-//! tunnel connection is `serve`'s.
+//! Tunnel: accept → handshake → per tunnel: target → authorize → deliver → answer → carry → record.
+//! Plaintext: accept → authorize → deliver → carry → record.
+//! The application sees the client's address; nothing reaches it without a permit. To carry is to copy, or, on a port
+//! with rules about requests, to read them: `http::inbound`. What is spoken inside a tunnel connection is `serve`'s.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -12,20 +12,21 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::copy::both_ways;
+use super::copy::{Side, both_ways};
 use super::failure::Failure;
+use super::http::inbound::Application;
 use super::recheck::{Live, Standing};
 use super::secure::Secure;
 use super::tcp::{self, TcpSide};
 use super::worker::{Pod, Worker};
-use super::{connect, hbone, raw, serve};
+use super::{connect, hbone, http, raw, serve};
 use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
 use crate::model::workload::Workload;
-use crate::policy::{Flow, authorize};
+use crate::policy::{self, Flow, Permit, Requests, authorize, authorize_http};
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::{Lane, Reporter};
-use crate::telemetry::record::{ConnectionRecord, Party};
+use crate::telemetry::record::{ConnectionRecord, Ending, Party};
 
 /// Who is at the other end of an accepted connection.
 #[derive(Clone, Debug)]
@@ -46,23 +47,57 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Arc<Pod>, stream:
         Ok(target) => Box::pin(deliver(worker, pod, &client, target, &mut record)).await,
         Err(_) => Err(Failure::NoOrigDst),
     };
-    let (mut server, live) = match delivered {
+    let delivered = match delivered {
         Ok(delivered) => delivered,
         Err(failure) => {
             tcp::reset(stream);
             return record.record(failure.ending());
         }
     };
-    let mut client = TcpSide::new(stream, "client");
-    let scratch = &worker.buffers.scratch;
-    match both_ways(&mut client, &mut server, scratch, live.switch(), record.meter()).await {
-        Ok(()) => record.record(Outcome::Ok),
-        Err(failure) => {
-            client.reset();
-            server.reset();
-            record.record(failure.ending());
-        }
+    let side = TcpSide::new(stream, "client");
+    let carried = carry(worker, pod, &client, side, delivered, record).await;
+    if let (Some(side), Err(_)) = (carried.side, &carried.result) {
+        side.reset();
     }
+    carried.record.record(ending(carried.result));
+}
+
+/// How a connection is recorded.
+pub(super) fn ending(result: Result<(), Failure>) -> Ending {
+    result.map_or_else(|failure| failure.ending(), |()| Outcome::Ok.into())
+}
+
+/// A connection that was carried to its end.
+pub(super) struct Carried<S> {
+    /// The client's side; `None`: it is gone.
+    pub(super) side: Option<S>,
+    /// Both directions have ended.
+    pub(super) ended: bool,
+    pub(super) result: Result<(), Failure>,
+    pub(super) record: ConnectionRecord,
+}
+
+/// Carries what a client sends to the application, and back: as it is, or request by request.
+pub(super) async fn carry<S: Side + 'static>(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    client: &Client,
+    mut side: S,
+    delivered: Delivered,
+    mut record: ConnectionRecord,
+) -> Carried<S> {
+    let Delivered { mut server, live, permit, target, requests } = delivered;
+    if requests != Requests::Ignored {
+        let application = Application { pod: Arc::clone(pod), from: client.addr, target, permit, server };
+        return Box::pin(http::inbound::carry(worker, application, side, live, record)).await;
+    }
+    record.established();
+    let scratch = &worker.buffers.scratch;
+    let result = both_ways(&mut side, &mut server, scratch, live.switch(), record.meter()).await;
+    if result.is_err() {
+        server.reset();
+    }
+    Carried { side: Some(side), ended: result.is_ok(), result, record }
 }
 
 /// Who a pod of this node is, by the kernel's proof; without one the peer is unknown, whatever its address says.
@@ -109,6 +144,23 @@ async fn handshake(
     Ok((Secure::new(stream, session, &worker.buffers), client, proven.alpn() == raw::ALPN))
 }
 
+/// An open connection to the application, and what it rests on.
+pub(super) struct Delivered {
+    server: TcpSide,
+    live: Live,
+    permit: Permit,
+    target: SocketAddr,
+    /// Whether somebody must read what the client sends.
+    requests: Requests,
+}
+
+impl Delivered {
+    /// Ends it: nobody is there to be served.
+    pub(super) fn abandon(self) {
+        self.server.reset();
+    }
+}
+
 /// Authorizes a flow and opens the application's connection for it.
 pub(super) async fn deliver(
     worker: &Rc<Worker>,
@@ -116,7 +168,7 @@ pub(super) async fn deliver(
     client: &Client,
     target: SocketAddr,
     record: &mut ConnectionRecord,
-) -> Result<(TcpSide, Live), Failure> {
+) -> Result<Delivered, Failure> {
     let snapshot = worker.shared.snapshots.load();
     let workload = snapshot.workload(pod.net.uid());
     describe(record, client, target, workload, &snapshot);
@@ -128,7 +180,12 @@ pub(super) async fn deliver(
         peer: client.identity.clone(),
         source_ip: client.addr.ip(),
     };
-    let permit = authorize(&snapshot, flow)?;
+    let requests = policy::requests(&snapshot, &workload.uid, target.port());
+    let permit = match requests {
+        Requests::Ignored => authorize(&snapshot, flow)?,
+        // The lane is chosen again here, whatever the client's node has made of the connection (design §1).
+        Requests::Audited | Requests::Enforced => authorize_http(&snapshot, flow)?,
+    };
     record.rule = permit.rule().map(Arc::clone);
     // In the same turn as the decision: no newer snapshot can slip in between unseen.
     let live = worker.live.enter(Standing::Permit(permit.clone()));
@@ -138,8 +195,8 @@ pub(super) async fn deliver(
         ending = live.switch().tripped() => return Err(Failure::Ended(ending)),
         connected = connect => connected?,
     };
-    record.established();
-    Ok((TcpSide::new(stream, "server"), live))
+    record.connected();
+    Ok(Delivered { server: TcpSide::new(stream, "server"), live, permit, target, requests })
 }
 
 /// A tunnel to this pod reaches this pod's applications and nothing else: not another pod, not the agent.

@@ -1,42 +1,84 @@
 //! Outbound driver: what happens to a connection that a pod's application opened.
 //!
-//! accept → identify → choose a target → open it → copy → record. The application's connection is reset if
-//! anything before the copy fails; a captured destination is never dialled in plaintext.
+//! accept → identify → lane → choose a target → open it → copy → record; the http lane goes on in `http::outbound`.
+//! The application's connection is reset if anything before the copy fails; a captured destination is never dialled
+//! in plaintext.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::copy::both_ways;
 use super::failure::Failure;
+use super::http::outbound::Start;
+use super::http::prefixed::Prefixed;
+use super::lane::{self, Lane};
 use super::recheck::{Live, Standing};
-use super::target::{Candidates, Target};
+use super::target::{Candidates, Goal, Target};
 use super::tcp::{self, TcpSide};
 use super::upstream::{self, Upstream};
 use super::worker::{Pod, Worker};
-use crate::balance::Client;
+use crate::balance;
+use crate::model::addr::OrigDst;
 use crate::model::outcome::Outcome;
+use crate::model::workload::Workload;
 use crate::snapshot::Snapshot;
-use crate::telemetry::labels::{Lane, Reporter, Security};
+use crate::telemetry::labels::{self, Reporter, Security, ServiceName};
 use crate::telemetry::record::{ConnectionRecord, Party};
+
+/// A captured connection of which is known where it comes from and what it is meant for.
+struct Begun {
+    source: Arc<Workload>,
+    dialled: OrigDst,
+    lane: Lane,
+}
 
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let mut record = worker.shared.telemetry.open(Reporter::Outbound);
     let live = worker.live.enter(Standing::Destination(None));
-    // Boxed: a connection that is copying does not keep the room that its setting up needed.
-    let established = Box::pin(establish(worker, pod, &stream, peer, &live, &mut record)).await;
-    let (mut upstream, target) = match established {
-        Ok(established) => established,
+    let begun = match begin(worker, pod, &stream, peer, &mut record) {
+        Ok(begun) => begun,
         Err(failure) => {
             tcp::reset(stream);
             return record.record(failure.ending());
         }
     };
-    let mut client = TcpSide::new(stream, "client");
+    let opened = match &begun.lane {
+        Lane::Http => None,
+        // Boxed: a connection that is copying does not keep the room that its setting up needed.
+        Lane::Opaque(goal) | Lane::Detect(goal) => {
+            Some(Box::pin(establish(worker, pod, &begun, goal, peer, &live, &mut record)).await)
+        }
+    };
+    let client = Prefixed::new(Bytes::new(), TcpSide::new(stream, "client"));
+    match (begun.lane, opened) {
+        (Lane::Opaque(_), Some(Ok(opened))) => opaque(worker, client, opened, live, record).await,
+        (Lane::Opaque(_), Some(Err(failure))) => {
+            client.into_inner().reset();
+            record.record(failure.ending());
+        }
+        (_, opened) => {
+            let pod = Arc::clone(pod);
+            let start = Start { pod, source: begun.source, dialled: begun.dialled, peer, opened };
+            Box::pin(start.serve(worker, client.into_inner(), live, record)).await;
+        }
+    }
+}
+
+/// Passes bytes on as they are.
+pub(super) async fn opaque(
+    worker: &Rc<Worker>,
+    mut client: Prefixed<TcpSide>,
+    (mut upstream, target): (Upstream, Target),
+    live: Live,
+    mut record: ConnectionRecord,
+) {
+    record.established();
     let scratch = &worker.buffers.scratch;
     match both_ways(&mut client, &mut upstream, scratch, live.switch(), record.meter()).await {
         Ok(()) => {
@@ -45,7 +87,7 @@ pub(super) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream
             upstream.give_back(worker).await;
         }
         Err(failure) => {
-            client.reset();
+            client.into_inner().reset();
             drop((target, live));
             record.record(failure.ending());
             upstream.reset(worker).await;
@@ -53,16 +95,44 @@ pub(super) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream
     }
 }
 
-/// Everything before the first byte. The target is returned because it counts as live as long as it is held.
-async fn establish(
+/// Where a connection comes from and what it is meant for.
+fn begin(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
     stream: &TcpStream,
     peer: SocketAddr,
+    record: &mut ConnectionRecord,
+) -> Result<Begun, Failure> {
+    record.source = Party::from(peer);
+    let (dialled, scope) = pod.net.original_destination(stream.as_fd()).ok_or(Failure::NoOrigDst)?;
+    record.orig_dst = Some(dialled);
+    let snapshot = worker.shared.snapshots.load();
+    record.generation = snapshot.generation();
+    let source = snapshot.workload(pod.net.uid()).map(Arc::clone);
+    let source = source.ok_or_else(|| Failure::UnknownPod(Arc::clone(pod.net.uid())))?;
+    record.source.name(&source);
+    // Whose listener it came in by proves whose it is: no other namespace reaches that listener.
+    record.source.identity = Some(source.identity.clone());
+    record.service = snapshot
+        .service_by_vip(dialled.addr())
+        .map(|service| ServiceName { namespace: Arc::clone(&service.namespace), name: Arc::clone(&service.name) });
+    let lane = lane::outbound(&snapshot, &worker.shared.balancer, &source, dialled, scope)?;
+    Ok(Begun { source, dialled, lane })
+}
+
+/// Everything before the first byte. The target is returned because it counts as live as long as it is held.
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    begun: &Begun,
+    goal: &Goal,
+    peer: SocketAddr,
     live: &Live,
     record: &mut ConnectionRecord,
 ) -> Result<(Upstream, Target), Failure> {
-    let open = open_any(worker, pod, stream, peer, live, record);
+    let client = balance::Client::new(&begun.source, peer.ip());
+    let candidates = Candidates::new(&worker.shared.balancer, client, goal.clone());
+    let open = open_any(worker, pod, &begun.source, candidates, peer, live, record);
     tokio::select! {
         biased;
         ending = live.switch().tripped() => Err(Failure::Ended(ending)),
@@ -73,37 +143,26 @@ async fn establish(
 async fn open_any(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    stream: &TcpStream,
+    source: &Workload,
+    mut candidates: Candidates<'_>,
     peer: SocketAddr,
     live: &Live,
     record: &mut ConnectionRecord,
 ) -> Result<(Upstream, Target), Failure> {
-    record.source = Party::from(peer);
-    let (dialled, scope) = pod.net.original_destination(stream.as_fd()).ok_or(Failure::NoOrigDst)?;
-    record.orig_dst = Some(dialled);
-    let mut snapshot = worker.shared.snapshots.load();
-    let source = snapshot.workload(pod.net.uid()).map(Arc::clone);
-    let source = source.ok_or_else(|| Failure::UnknownPod(Arc::clone(pod.net.uid())))?;
-    record.source.name(&source);
-    // Whose listener it came in by proves whose it is: no other namespace reaches that listener.
-    record.source.identity = Some(source.identity.clone());
-    let mut candidates = Candidates::new(&worker.shared.balancer, Client::new(&source, peer.ip()), dialled, scope);
     let mut failed = None;
     loop {
-        let target = candidates.next(&snapshot, failed.take());
-        record.service = candidates.service();
-        let target = target?;
+        // Each time anew: what was gone meanwhile must not be tried.
+        let snapshot = worker.shared.snapshots.load();
+        let target = candidates.next(&snapshot, failed.take())?;
         describe(record, &target, &snapshot);
         live.stand_on(Standing::Destination(target.workload().map(|workload| Arc::clone(&workload.uid))));
-        match upstream::open(worker, pod, &source, peer, &target).await {
+        match upstream::open(worker, pod, source, peer, &target).await {
             Ok(upstream) => {
-                record.established();
+                record.connected();
                 return Ok((upstream, target));
             }
             Err(failure) => failed = Some(failure),
         }
-        // Time has passed: what was gone meanwhile must not be tried.
-        snapshot = worker.shared.snapshots.load();
     }
 }
 
@@ -113,9 +172,9 @@ fn describe(record: &mut ConnectionRecord, target: &Target, snapshot: &Snapshot)
     if let Some(workload) = target.workload() {
         record.destination.name(workload);
     }
-    (record.lane, record.security) = (Lane::Plaintext, Security::None);
+    (record.lane, record.security) = (labels::Lane::Plaintext, Security::None);
     if let Some((workload, _)) = target.tunnel() {
-        (record.lane, record.security) = (Lane::Tunnel, Security::MutualTls);
+        (record.lane, record.security) = (labels::Lane::Tunnel, Security::MutualTls);
         // A tunnel to anybody else does not come about.
         record.destination.identity = Some(workload.identity.clone());
     }

@@ -5,16 +5,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::copy::both_ways;
 use super::failure::Failure;
 use super::hbone::{self, H2Side};
-use super::inbound::{Client, deliver};
+use super::inbound::{Client, Delivered, carry, deliver, ending};
 use super::limits::Share;
 use super::peers;
 use super::raw::RawTunnel;
-use super::recheck::{Live, Standing};
+use super::recheck::Standing;
 use super::secure::Secure;
-use super::tcp::TcpSide;
 use super::worker::{Pod, Worker};
 use crate::drain::Phase;
 use crate::model::outcome::Outcome;
@@ -63,7 +61,7 @@ async fn serve_one(
     mut tunnel: RawTunnel,
 ) -> Option<RawTunnel> {
     let mut record = open_record(worker);
-    let (mut server, live, share) = match Box::pin(admit(worker, pod, client, Ok(target), &mut record)).await {
+    let (delivered, share) = match Box::pin(admit(worker, pod, client, Ok(target), &mut record)).await {
         Ok(admitted) => admitted,
         Err(failure) => {
             let told = tunnel.reply(failure.outcome()).await;
@@ -71,23 +69,20 @@ async fn serve_one(
             return told.is_ok().then_some(tunnel);
         }
     };
-    let scratch = &worker.buffers.scratch;
-    let served = match tunnel.reply(Outcome::Ok).await {
-        Ok(()) => both_ways(&mut tunnel, &mut server, scratch, live.switch(), record.meter()).await,
-        Err(failure) => Err(failure),
-    };
-    match served {
-        Ok(()) => {
-            drop((server, live, share));
-            record.record(Outcome::Ok);
-            tunnel.done().await.is_ok().then_some(tunnel)
-        }
-        Err(failure) => {
-            server.reset();
-            drop((live, share));
-            record.record(failure.ending());
-            tunnel.refuse_more(scratch).await
-        }
+    if let Err(failure) = tunnel.reply(Outcome::Ok).await {
+        delivered.abandon();
+        record.record(failure.ending());
+        return tunnel.refuse_more(&worker.buffers.scratch).await;
+    }
+    let carried = carry(worker, pod, client, tunnel, delivered, record).await;
+    drop(share);
+    let in_order = carried.result.is_ok() && carried.ended;
+    carried.record.record(ending(carried.result));
+    let mut tunnel = carried.side?;
+    if in_order {
+        tunnel.done().await.is_ok().then_some(tunnel)
+    } else {
+        tunnel.refuse_more(&worker.buffers.scratch).await
     }
 }
 
@@ -144,7 +139,7 @@ async fn serve_stream(
 ) {
     let mut record = open_record(&worker);
     let admitted = Box::pin(admit(&worker, &pod, &client, hbone::target(&request), &mut record)).await;
-    let (mut server, live, _share) = match admitted {
+    let (delivered, _share) = match admitted {
         Ok(admitted) => admitted,
         Err(failure) => {
             // Fails only when the peer has given up the stream: then nobody waits for the answer.
@@ -155,20 +150,16 @@ async fn serve_stream(
     let send = match respond.send_response(hbone::answer(None), false) {
         Ok(send) => send,
         Err(error) => {
-            server.reset();
+            delivered.abandon();
             return record.record(hbone::broken(&error, client.addr).ending());
         }
     };
-    let mut peer = H2Side::new(send, request.into_body(), client.addr);
-    let scratch = &worker.buffers.scratch;
-    match both_ways(&mut peer, &mut server, scratch, live.switch(), record.meter()).await {
-        Ok(()) => record.record(Outcome::Ok),
-        Err(failure) => {
-            peer.reset();
-            server.reset();
-            record.record(failure.ending());
-        }
+    let peer = H2Side::new(send, request.into_body(), client.addr);
+    let carried = carry(&worker, &pod, &client, peer, delivered, record).await;
+    if let (Some(peer), Err(_)) = (carried.side, &carried.result) {
+        peer.reset();
     }
+    carried.record.record(ending(carried.result));
 }
 
 /// Counts and lists a tunnel connection until dropped.
@@ -191,11 +182,10 @@ async fn admit(
     client: &Client,
     target: Result<std::net::SocketAddr, Failure>,
     record: &mut ConnectionRecord,
-) -> Result<(TcpSide, Live, Share), Failure> {
+) -> Result<(Delivered, Share), Failure> {
     let share = Share::take(&worker.shared.limits, &worker.shared.live, &pod.live)?;
     if let Err(Failure::BadTarget(reason)) = &target {
         worker.shared.telemetry.metrics().refused_request(reason);
     }
-    let (server, live) = deliver(worker, pod, client, target?, record).await?;
-    Ok((server, live, share))
+    Ok((deliver(worker, pod, client, target?, record).await?, share))
 }

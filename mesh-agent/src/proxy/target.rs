@@ -9,10 +9,10 @@ use super::failure::Failure;
 use crate::balance::kernel::is_kernels;
 use crate::balance::{Balancer, Client, Pick};
 use crate::model::addr::{EndpointAddr, OrigDst, Scope};
+use crate::model::route::ServiceRef;
 use crate::model::service::ServicePort;
 use crate::model::workload::{Captured, Workload};
 use crate::snapshot::Snapshot;
-use crate::telemetry::labels::ServiceName;
 
 /// How many endpoints of a service are tried. With more, a client would wait longer than its own patience.
 const TRIES: usize = 3;
@@ -44,45 +44,50 @@ impl Target {
     }
 }
 
+/// What a connection is meant for.
+#[derive(Clone, Debug)]
+pub(super) enum Goal {
+    /// What the application dialled: an address, or the endpoints of a service as far as the kernel leaves them.
+    Dialled(OrigDst, Scope),
+    /// Where a route has sent it.
+    Service(ServiceRef),
+}
+
 /// The candidates for one connection, best first.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
     balancer: &'a Balancer,
     client: Client,
-    dialled: OrigDst,
-    scope: Scope,
-    service: Option<ServiceName>,
+    goal: Goal,
     tried: Vec<EndpointAddr>,
 }
 
 impl<'a> Candidates<'a> {
-    /// What may serve a connection that `client` opened to `dialled`.
-    pub(super) fn new(balancer: &'a Balancer, client: Client, dialled: OrigDst, scope: Scope) -> Self {
-        Self { balancer, client, dialled, scope, service: None, tried: Vec::new() }
-    }
-
-    /// The service that was dialled, once [`Self::next`] was called; `None` for a pod's address or one outside
-    /// the mesh.
-    pub(super) fn service(&self) -> Option<ServiceName> {
-        self.service.clone()
+    /// What may serve a connection of `client`'s.
+    pub(super) fn new(balancer: &'a Balancer, client: Client, goal: Goal) -> Self {
+        Self { balancer, client, goal, tried: Vec::new() }
     }
 
     /// The next endpoint to try, by `snapshot`. `failed` is why the one before did not serve.
     ///
     /// # Errors
     /// `failed`, when there is nothing more to try; [`Failure::NoEndpoints`], when there was nothing at all.
-    pub(super) fn next(&mut self, snapshot: &Snapshot, failed: Option<Failure>) -> Result<Target, Failure> {
+    pub(super) fn next(&mut self, snapshot: &Snapshot, mut failed: Option<Failure>) -> Result<Target, Failure> {
         if let Some(failure) = failed.as_ref().filter(|f| self.tried.len() >= TRIES || !f.is_retryable()) {
             return Err(failure.clone());
         }
-        let Some(service) = snapshot.service_by_vip(self.dialled.addr()) else {
-            // The application chose this endpoint: there is no other.
-            return match failed {
-                Some(failure) => Err(failure),
-                None => Ok(target(snapshot, EndpointAddr::new(self.dialled.addr()), None)),
-            };
+        let service = match &self.goal {
+            Goal::Service(name) => snapshot.service(name).ok_or_else(|| Failure::NoEndpoints(name.to_string()))?,
+            Goal::Dialled(dialled, _) => match (snapshot.service_by_vip(dialled.addr()), failed) {
+                (Some(service), now) => {
+                    failed = now;
+                    service
+                }
+                // The application chose this endpoint: there is no other.
+                (None, Some(failure)) => return Err(failure),
+                (None, None) => return Ok(target(snapshot, EndpointAddr::new(dialled.addr()), None)),
+            },
         };
-        self.service = Some(ServiceName { namespace: Arc::clone(&service.namespace), name: Arc::clone(&service.name) });
         let Some(pick) = self.choose(service, snapshot) else {
             return Err(failed.unwrap_or_else(|| Failure::NoEndpoints(service.display_name())));
         };
@@ -94,7 +99,7 @@ impl<'a> Candidates<'a> {
 impl Candidates<'_> {
     /// Keeps to what the kernel has drawn, unless nothing of it is left.
     fn choose(&self, service: &ServicePort, snapshot: &Snapshot) -> Option<Pick> {
-        if self.scope == Scope::Rest {
+        if matches!(self.goal, Goal::Dialled(_, Scope::Rest)) {
             let kernels = service.endpoints.iter().filter(|one| is_kernels(one, snapshot, snapshot.node()));
             let mut exclude = self.tried.clone();
             exclude.extend(kernels.map(|endpoint| endpoint.addr));

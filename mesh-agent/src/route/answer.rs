@@ -35,11 +35,15 @@ pub enum AnswerReason {
     BadRequest,
     /// An authorization policy refuses it.
     Denied,
+    /// No endpoint could be connected to.
+    Unreachable,
+    /// The application ended the connection before its answer.
+    UpstreamBroken,
 }
 
 impl AnswerReason {
     /// Every reason, for metric registration and documentation.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::NoRoute,
         Self::InvalidBackend,
         Self::NoBackend,
@@ -50,6 +54,8 @@ impl AnswerReason {
         Self::Timeout,
         Self::BadRequest,
         Self::Denied,
+        Self::Unreachable,
+        Self::UpstreamBroken,
     ];
 
     /// The word.
@@ -66,6 +72,8 @@ impl AnswerReason {
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
             Self::Denied => "denied",
+            Self::Unreachable => "unreachable",
+            Self::UpstreamBroken => "upstream_broken",
         }
     }
 
@@ -77,7 +85,8 @@ impl AnswerReason {
             Self::InvalidBackend | Self::NoBackend | Self::UnsupportedFilter => {
                 (StatusCode::INTERNAL_SERVER_ERROR, Some(GRPC_UNAVAILABLE))
             }
-            Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, Some(GRPC_UNAVAILABLE)),
+            Self::NoEndpoints | Self::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, Some(GRPC_UNAVAILABLE)),
+            Self::UpstreamBroken => (StatusCode::BAD_GATEWAY, Some(GRPC_UNAVAILABLE)),
             Self::Redirect => (StatusCode::FOUND, None),
             Self::Preflight => (StatusCode::NO_CONTENT, None),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, Some(GRPC_DEADLINE_EXCEEDED)),

@@ -25,10 +25,6 @@ pub use self::answer::{Answer, AnswerReason};
 pub(crate) use self::redirect::host_of;
 use crate::model::route::{Backend, Filter, PortRoutes, Rule, Scheme, ServiceRef, Target};
 
-/// Whether the data path asks this room: until the http driver stands, routes are read and shown, and applied to no
-/// traffic. `status` and `explain` say which it is.
-pub const APPLIED: bool = false;
-
 /// A request as matching sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {

@@ -152,6 +152,18 @@ impl Snapshot {
         attached.consumers.get(client_namespace).or(attached.producer.as_ref())
     }
 
+    /// Whether anybody's connections to `service` meet routes.
+    #[must_use]
+    pub fn is_routed(&self, service: &ServicePort) -> bool {
+        !self.routes.is_empty() && self.routes.contains_key(&service.reference())
+    }
+
+    /// The routes in force.
+    #[must_use]
+    pub fn routes(&self) -> &[Arc<PortRoutes>] {
+        &self.parts.routes
+    }
+
     /// What is outside the mesh and may be reached by every pod, with the built-in rule that admits it.
     #[must_use]
     pub fn admitted(&self) -> &HashMap<Destination, BuiltIn> {

@@ -62,6 +62,8 @@ words!(
         Native = "native",
         /// Inside a tunnel between two agents.
         Tunnel = "tunnel",
+        /// Request by request, parsed by the agent.
+        Http = "http",
         /// As the application sent them.
         Plaintext = "plaintext",
     }

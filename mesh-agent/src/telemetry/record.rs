@@ -147,11 +147,15 @@ impl ConnectionRecord {
         }
     }
 
-    /// The other side stands and the labels are final: counts the connection as opened, and its connect time.
-    pub fn established(&mut self) {
+    /// The other side stands: counts the time that this took.
+    pub fn connected(&mut self) {
         let took = self.started.elapsed();
         self.connected = Some(took);
         self.telemetry.metrics().connect_duration(self.reporter).observe(took.as_secs_f64());
+    }
+
+    /// The labels are final: counts the connection as opened.
+    pub fn established(&mut self) {
         self.resolve();
     }
 

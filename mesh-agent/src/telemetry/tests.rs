@@ -44,6 +44,7 @@ fn a_record_writes_the_same_words_to_log_and_metrics() {
     record.service = Some(ServiceName { namespace: "shop".into(), name: "cart".into() });
     record.lane = Lane::Tunnel;
     record.security = Security::MutualTls;
+    record.connected();
     record.established();
     record.meter().sent(7);
     record.meter().received(9);

@@ -24,8 +24,6 @@ fn check(world: &World, request: (&str, &str, &[(&str, &str)]), rule: Option<&st
     for part in said {
         assert!(report.said.iter().any(|line| line.contains(part)), "`{part}` is not in {:#?}", report.said);
     }
-    assert_eq!(report.applied, crate::route::APPLIED);
-    assert_eq!(report.said.iter().any(|line| line.starts_with("NOT APPLIED")), !crate::route::APPLIED);
 }
 
 #[test]

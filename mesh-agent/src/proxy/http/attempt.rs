@@ -1,0 +1,291 @@
+//! One request, from its route to an endpoint's response: attempts, endpoints, time.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::body::{Body, deadline};
+use super::conn::{Connection, Kept, SendError, To};
+use super::hop;
+use super::replay::Recorder;
+use crate::balance::Client;
+use crate::model::route::{Rule, ServiceRef};
+use crate::model::workload::Workload;
+use crate::proxy::failure::Failure;
+use crate::proxy::target::{Candidates, Goal, Target};
+use crate::proxy::upstream;
+use crate::proxy::worker::{Pod, Worker};
+use crate::route::{Answer, AnswerReason, Forward, RequestView, retry};
+
+/// What may be kept of a request's body to send it again, per request. Enough for most calls, and 1,000 streams of a
+/// connection hold no more than 64 MiB.
+pub(super) const REPLAY: usize = 64 << 10;
+
+/// Who asks, and what the attempts of its connection share.
+pub(super) struct Caller {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) source: Arc<Workload>,
+    pub(super) peer: SocketAddr,
+    pub(super) kept: Kept,
+}
+
+/// A request's body, for one attempt or several.
+pub(super) enum Source {
+    /// There is none.
+    Empty,
+    /// It passes through; `None` while it does.
+    Once(Option<Body>),
+    /// It is kept as it passes.
+    Again(Recorder),
+}
+
+impl Source {
+    /// `again`: it may have to be sent more than once.
+    pub(super) fn new(incoming: Incoming, again: bool) -> Self {
+        if incoming.is_end_stream() {
+            Self::Empty
+        } else if again {
+            Self::Again(Recorder::new(incoming, REPLAY))
+        } else {
+            Self::Once(Some(Body::incoming(incoming)))
+        }
+    }
+
+    pub(super) fn body(&mut self) -> Body {
+        match self {
+            Self::Empty => Body::empty(),
+            Self::Once(body) => body.take().unwrap_or_else(Body::empty),
+            Self::Again(recorder) => Body::replay(recorder.body()),
+        }
+    }
+
+    /// Takes back a body of which nothing was sent.
+    fn restore(&mut self, unsent: Body) {
+        if let Self::Once(body) = self {
+            *body = Some(unsent);
+        }
+    }
+
+    fn can_repeat(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(body) => body.is_some(),
+            Self::Again(recorder) => recorder.can_repeat(),
+        }
+    }
+
+    /// Whether a request may be sent again although an application may have seen it (RFC 9110 §9.2.2), on a connection
+    /// that was ending at the time.
+    pub(super) fn may_repeat(&self, head: &Parts) -> bool {
+        const IDEMPOTENT: [Method; 6] =
+            [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE];
+        IDEMPOTENT.contains(&head.method) && self.can_repeat()
+    }
+
+    /// All of it, if it has come and was kept.
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        match self {
+            Self::Empty => Some(Bytes::new()),
+            Self::Once(_) => None,
+            Self::Again(recorder) => recorder.whole(),
+        }
+    }
+}
+
+/// A response and what it came over.
+pub(super) struct Exchange {
+    pub(super) response: Response<Incoming>,
+    pub(super) connection: Connection,
+    pub(super) target: Target,
+}
+
+/// Why a request has no response.
+pub(super) enum Unanswered {
+    /// No endpoint could be reached.
+    Unsent(Failure),
+    /// The application may have seen it, and ended the connection or the stream.
+    Broken(hyper::Error),
+    /// The filters made something of it that is no request.
+    Refused(Box<Answer>),
+    /// The rule's time was over.
+    Late,
+}
+
+/// How a request is to be sent.
+pub(super) struct Plan<'a> {
+    /// The service port whose endpoints may answer.
+    pub(super) service: ServiceRef,
+    /// The rule it met, if it met one.
+    pub(super) forward: Option<&'a Forward<'a>>,
+    /// The application speaks HTTP/2.
+    pub(super) h2: bool,
+    /// When the request came.
+    pub(super) arrived: Instant,
+}
+
+impl Plan<'_> {
+    fn rule(&self) -> Option<&Rule> {
+        self.forward.map(|forward| forward.rule)
+    }
+
+    /// When the whole answer must be there.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        deadline(self.arrived, self.rule().and_then(|rule| rule.timeouts.request))
+    }
+}
+
+impl Caller {
+    /// Sends the request until it is answered, or may not be sent again.
+    pub(super) async fn exchange(
+        &self,
+        plan: &Plan<'_>,
+        head: &Parts,
+        source: &mut Source,
+    ) -> Result<Exchange, Unanswered> {
+        let mut retries = 0;
+        loop {
+            let outcome = self.attempt(plan, head, source).await;
+            let retry = plan.rule().and_then(|rule| rule.retry.as_ref()).filter(|_| source.can_repeat());
+            let Some(retry) = retry.filter(|retry| is_retriable(retry, &outcome)) else { return outcome };
+            retries += 1;
+            let Some(wait) = retry::wait_before(retry, retries, |n| rand::random_range(0..n)) else { return outcome };
+            let until = Instant::now() + wait;
+            if plan.deadline().is_some_and(|deadline| deadline <= until) {
+                // There is no time for another: what there is, is the answer.
+                return outcome;
+            }
+            if let Ok(Exchange { connection, .. }) = outcome {
+                self.kept.keep(connection);
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// One attempt: several endpoints while none has seen the request.
+    async fn attempt(&self, plan: &Plan<'_>, head: &Parts, source: &mut Source) -> Result<Exchange, Unanswered> {
+        let each = plan.rule().and_then(|rule| rule.timeouts.backend_request);
+        let until = [plan.deadline(), deadline(Instant::now(), each)].into_iter().flatten().min();
+        let attempt = self.to_an_endpoint(plan, head, source);
+        match until {
+            None => attempt.await,
+            Some(until) => tokio::time::timeout_at(until, attempt).await.unwrap_or(Err(Unanswered::Late)),
+        }
+    }
+
+    async fn to_an_endpoint(&self, plan: &Plan<'_>, head: &Parts, source: &mut Source) -> Result<Exchange, Unanswered> {
+        let mut parts = copy(head);
+        if let Some(forward) = plan.forward {
+            forward.edit_request(&mut parts).map_err(|answer| Unanswered::Refused(Box::new(answer)))?;
+        }
+        hop::convert(&mut parts, plan.h2);
+        let balancer = &self.worker.shared.balancer;
+        let client = Client::new(&self.source, self.peer.ip());
+        let mut candidates = Candidates::new(balancer, client, Goal::Service(plan.service.clone()));
+        let mut failed = None;
+        loop {
+            let snapshot = self.worker.shared.snapshots.load();
+            let target = candidates.next(&snapshot, failed.take()).map_err(Unanswered::Unsent)?;
+            let mut connection = match self.connection(plan, &target).await {
+                Ok(connection) => connection,
+                Err(failure) => {
+                    failed = Some(failure);
+                    continue;
+                }
+            };
+            match self.send(plan, &target, &mut connection, &parts, source).await {
+                Ok(response) => return Ok(Exchange { response, connection, target }),
+                Err(Ok(failure)) => failed = Some(failure),
+                Err(Err(error)) => return Err(Unanswered::Broken(error)),
+            }
+        }
+    }
+
+    /// A connection that is kept, else a new one.
+    async fn connection(&self, plan: &Plan<'_>, target: &Target) -> Result<Connection, Failure> {
+        let to = To::of(target, plan.h2);
+        match self.kept.take(&to) {
+            Some(connection) => Ok(connection),
+            None => self.fresh(target, to).await,
+        }
+    }
+
+    async fn fresh(&self, target: &Target, to: To) -> Result<Connection, Failure> {
+        let upstream = upstream::open(&self.worker, &self.pod, &self.source, self.peer, target).await?;
+        Connection::open(&self.worker, upstream, to).await
+    }
+
+    /// Sends the request on `connection`, and on a fresh one if that had ended before. The inner error: the
+    /// endpoint cannot be reached, or the request was broken off.
+    async fn send(
+        &self,
+        plan: &Plan<'_>,
+        target: &Target,
+        connection: &mut Connection,
+        parts: &Parts,
+        source: &mut Source,
+    ) -> Result<Response<Incoming>, Result<Failure, hyper::Error>> {
+        let mut request = Request::from_parts(copy(parts), source.body());
+        // A connection that was kept may have been ended by the application since; so may, in theory, each fresh one.
+        for _ in 0..2 {
+            match connection.send(request).await {
+                Ok(response) => return Ok(response),
+                Err(SendError::Unsent(unsent)) => request = *unsent,
+                Err(SendError::Broken(_)) if connection.was_kept() && source.may_repeat(parts) => {
+                    request = Request::from_parts(copy(parts), source.body());
+                }
+                Err(SendError::Broken(error)) => return Err(Err(error)),
+            }
+            *connection = match self.fresh(target, To::of(target, plan.h2)).await {
+                Ok(connection) => connection,
+                Err(failure) => {
+                    source.restore(request.into_body());
+                    return Err(Ok(failure));
+                }
+            };
+        }
+        source.restore(request.into_body());
+        let reason = "it ends every connection before a request".to_owned();
+        Err(Ok(Failure::Tunnel { with: target.addr().addr(), reason }))
+    }
+}
+
+fn is_retriable(retry: &crate::model::route::Retry, outcome: &Result<Exchange, Unanswered>) -> bool {
+    match outcome {
+        Ok(exchange) => retry::is_retriable(retry, exchange.response.status()),
+        Err(Unanswered::Unsent(failure)) => failure.is_retryable(),
+        Err(Unanswered::Broken(_)) => true,
+        Err(Unanswered::Late) => retry::is_retriable(retry, http::StatusCode::GATEWAY_TIMEOUT),
+        Err(Unanswered::Refused(_)) => false,
+    }
+}
+
+/// A head to change and send, with what hyper remembers of the names' case.
+pub(super) fn copy(head: &Parts) -> Parts {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = head.method.clone();
+    parts.uri = head.uri.clone();
+    parts.version = head.version;
+    parts.headers = head.headers.clone();
+    parts.extensions = head.extensions.clone();
+    parts
+}
+
+impl Unanswered {
+    /// What the client is told; `None`: the stream is reset as the application reset it.
+    pub(super) fn answer(&self, request: &RequestView<'_>) -> Answer {
+        match self {
+            Self::Unsent(failure) => super::reply::unsent(failure, request),
+            Self::Broken(error) => Answer::new(AnswerReason::UpstreamBroken, request, &error.to_string()),
+            Self::Refused(answer) => (**answer).clone(),
+            Self::Late => Answer::new(AnswerReason::Timeout, request, "the rule's time was over"),
+        }
+    }
+}

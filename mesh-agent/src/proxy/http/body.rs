@@ -1,0 +1,118 @@
+//! Bodies on their way through: as they come, with what they keep alive until they end.
+
+use std::any::Any;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::replay::Replay;
+
+/// Why a body ends early; a peer sees a reset, with the code of an HTTP/2 error inside.
+pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A message's body.
+pub(super) struct Body {
+    content: Content,
+    /// When it must have ended.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Dropped with the body, e.g. the endpoint's share.
+    _held: Option<Box<dyn Any>>,
+}
+
+enum Content {
+    Empty,
+    Full(Bytes),
+    Incoming(Incoming),
+    Replay(Replay),
+}
+
+impl Body {
+    /// No content.
+    pub(super) fn empty() -> Self {
+        Self { content: Content::Empty, deadline: None, _held: None }
+    }
+
+    /// Content that is known whole.
+    pub(super) fn full(content: Bytes) -> Self {
+        Self { content: Content::Full(content), ..Self::empty() }
+    }
+
+    /// What is still coming.
+    pub(super) fn incoming(incoming: Incoming) -> Self {
+        Self { content: Content::Incoming(incoming), ..Self::empty() }
+    }
+
+    /// What is still coming, once more from the beginning.
+    pub(super) fn replay(replay: Replay) -> Self {
+        Self { content: Content::Replay(replay), ..Self::empty() }
+    }
+
+    /// Keeps `held` until it has ended, and fails at `deadline`.
+    pub(super) fn holding(mut self, held: impl Any, deadline: Option<Instant>) -> Self {
+        self._held = Some(Box::new(held));
+        self.deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        self
+    }
+}
+
+/// The rule's time was over before the answer's end.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer did not end in time")]
+struct Late;
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(Box::new(Late))));
+        }
+        let frame = match &mut self.content {
+            Content::Empty => None,
+            Content::Full(content) => {
+                let content = std::mem::take(content);
+                self.content = Content::Empty;
+                (!content.is_empty()).then(|| Ok(Frame::data(content)))
+            }
+            Content::Incoming(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(Into::into))
+            }
+            Content::Replay(replay) => ready!(replay.poll_frame(cx)),
+        };
+        if frame.is_none() {
+            self._held = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Empty => true,
+            Content::Full(content) => content.is_empty(),
+            Content::Incoming(incoming) => incoming.is_end_stream(),
+            Content::Replay(replay) => replay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Full(content) => SizeHint::with_exact(content.len() as u64),
+            Content::Incoming(incoming) => incoming.size_hint(),
+            Content::Replay(replay) => replay.size_hint(),
+        }
+    }
+}
+
+/// The deadline `after` a moment, where there is a limit.
+pub(super) fn deadline(from: Instant, after: Option<Duration>) -> Option<Instant> {
+    after.and_then(|after| from.checked_add(after))
+}

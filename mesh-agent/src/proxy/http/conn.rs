@@ -1,0 +1,219 @@
+//! HTTP connections towards the application: opened over an [`Upstream`], kept while their client's connection lives.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use tokio::sync::oneshot;
+
+use super::body::Body;
+use super::io::{Lender, Returned, lend};
+use super::prefixed::Prefixed;
+use super::settings;
+use crate::model::addr::EndpointAddr;
+use crate::model::workload::WorkloadUid;
+use crate::proxy::failure::Failure;
+use crate::proxy::target::Target;
+use crate::proxy::upstream::Upstream;
+use crate::proxy::worker::Worker;
+
+/// Connections that one client's connection keeps for its next request: as many backends as a rule may have.
+const KEPT: usize = 16;
+/// How long the other side may take to end its direction after ours: then the tunnel below can carry another.
+const LINGER: Duration = Duration::from_secs(5);
+/// What it may still send meanwhile.
+const LINGER_BYTES: usize = 256 << 10;
+
+/// Who a connection leads to, and in which version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct To {
+    pub(super) addr: EndpointAddr,
+    /// The pod that was there when it was opened.
+    pub(super) workload: Option<WorkloadUid>,
+    pub(super) h2: bool,
+}
+
+/// An open connection.
+pub(super) struct Connection {
+    to: To,
+    sender: Sender,
+    /// The connection itself, once the application has agreed to speak something else on it.
+    switched: Option<oneshot::Receiver<Prefixed<Upstream>>>,
+    /// How many requests it has been given.
+    sent: usize,
+}
+
+impl To {
+    /// The application behind `target`.
+    pub(super) fn of(target: &Target, h2: bool) -> Self {
+        let workload = target.workload().map(|workload| Arc::clone(&workload.uid));
+        Self { addr: target.addr(), workload, h2 }
+    }
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+/// Why a request has no response.
+pub(super) enum SendError {
+    /// The connection was gone before a byte of it was sent.
+    Unsent(Box<Request<Body>>),
+    /// The application may have seen it.
+    Broken(hyper::Error),
+}
+
+impl Connection {
+    /// Speaks HTTP over `upstream`.
+    ///
+    /// # Errors
+    /// When the application ends the connection at once.
+    pub(super) async fn open(worker: &Rc<Worker>, upstream: Upstream, to: To) -> Result<Self, Failure> {
+        let (io, lender) = lend(upstream, &worker.buffers, None);
+        let opened = if to.h2 {
+            let handshake = settings::client_http2().handshake(io).await;
+            handshake.map(|(sender, connection)| {
+                let worker = Rc::clone(worker);
+                tokio::task::spawn_local(async move {
+                    let ended = connection.await;
+                    retire(&worker, lender, ended.is_ok()).await;
+                });
+                (Sender::Http2(sender), None)
+            })
+        } else {
+            settings::client_http1().handshake(io).await.map(|(sender, connection)| {
+                let (switch, switched) = oneshot::channel();
+                tokio::task::spawn_local(drive_http1(Rc::clone(worker), connection, lender, switch));
+                (Sender::Http1(sender), Some(switched))
+            })
+        };
+        let (sender, switched) = opened.map_err(|error| Failure::NotHttp(error.to_string()))?;
+        Ok(Self { to, sender, switched, sent: 0 })
+    }
+
+    /// Sends one request and waits for the head of its response.
+    pub(super) async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        self.sent += 1;
+        let sent = match &mut self.sender {
+            Sender::Http1(sender) => match sender.ready().await {
+                Ok(()) => sender.try_send_request(request).await,
+                Err(_) => return Err(SendError::Unsent(Box::new(request))),
+            },
+            Sender::Http2(sender) => match sender.ready().await {
+                Ok(()) => sender.try_send_request(request).await,
+                Err(_) => return Err(SendError::Unsent(Box::new(request))),
+            },
+        };
+        sent.map_err(|mut error| match error.take_message() {
+            Some(request) => SendError::Unsent(Box::new(request)),
+            None => SendError::Broken(error.into_error()),
+        })
+    }
+
+    /// After a response that switches protocols: what gives the connection.
+    pub(super) fn switched(self) -> Option<oneshot::Receiver<Prefixed<Upstream>>> {
+        self.switched
+    }
+
+    /// Whether the request sent last was not its first: then the application may have been ending it.
+    pub(super) fn was_kept(&self) -> bool {
+        self.sent > 1
+    }
+
+    fn can_send(&self) -> bool {
+        // hyper says so of a new one only after its first turn.
+        self.sent == 0
+            || match &self.sender {
+                Sender::Http1(sender) => sender.is_ready(),
+                Sender::Http2(sender) => sender.is_ready(),
+            }
+    }
+
+    fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+}
+
+/// The connections of one client's connection, the latest last.
+#[derive(Default)]
+pub(super) struct Kept(RefCell<Vec<Connection>>);
+
+impl Kept {
+    /// One that can carry a request now; an HTTP/2 connection stays for others.
+    pub(super) fn take(&self, to: &To) -> Option<Connection> {
+        let mut kept = self.0.borrow_mut();
+        kept.retain(|connection| !connection.is_closed());
+        let at = kept.iter().position(|connection| connection.to == *to && connection.can_send())?;
+        let Sender::Http2(sender) = &kept.get(at)?.sender else {
+            return Some(kept.swap_remove(at));
+        };
+        Some(Connection { to: to.clone(), sender: Sender::Http2(sender.clone()), switched: None, sent: 1 })
+    }
+
+    /// Keeps a connection for the next request. Its response may still be on the way.
+    pub(super) fn keep(&self, connection: Connection) {
+        let mut kept = self.0.borrow_mut();
+        let known = connection.to.h2 && kept.iter().any(|one| one.to == connection.to && !one.is_closed());
+        if known || connection.is_closed() {
+            return;
+        }
+        if kept.len() >= KEPT {
+            kept.remove(0);
+        }
+        kept.push(connection);
+    }
+}
+
+/// Runs an HTTP/1 connection to its end, or until something else is spoken on it.
+async fn drive_http1(
+    worker: Rc<Worker>,
+    mut connection: http1::Connection<super::io::Io<Upstream>, Body>,
+    lender: Lender<Upstream>,
+    switch: oneshot::Sender<Prefixed<Upstream>>,
+) {
+    let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+    let read: Bytes = connection.into_parts().read_buf;
+    let Some(back) = lender.take_back().await else { return };
+    if ended.is_ok() && !back.ended && !back.shut {
+        // Either the application has switched, or nobody has a request for it any more.
+        match switch.send(Prefixed::new(read, back.side)) {
+            Ok(()) => return,
+            Err(side) => {
+                let side = side.into_inner();
+                return end(&worker, Returned { side, ended: false, shut: false, failure: None }, true).await;
+            }
+        }
+    }
+    end(&worker, back, ended.is_ok()).await;
+}
+
+async fn retire(worker: &Rc<Worker>, lender: Lender<Upstream>, in_order: bool) {
+    if let Some(back) = lender.take_back().await {
+        end(worker, back, in_order).await;
+    }
+}
+
+/// Ends a connection: in order if it can be, so that what it ran over can carry another; else by a reset.
+async fn end(worker: &Rc<Worker>, mut back: Returned<Upstream>, in_order: bool) {
+    let scratch = &worker.buffers.scratch;
+    let mut limit = LINGER_BYTES;
+    let finish = async {
+        poll_fn(|cx| back.poll_finish(cx)).await.is_ok()
+            && poll_fn(|cx| back.poll_discard(cx, scratch, &mut limit)).await
+    };
+    if in_order && tokio::time::timeout(LINGER, finish).await.unwrap_or(false) {
+        back.side.give_back(worker).await;
+    } else {
+        back.side.reset(worker).await;
+    }
+}

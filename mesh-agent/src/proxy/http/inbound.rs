@@ -1,0 +1,230 @@
+//! Server side: each request that reaches a port with rules about requests is put to them, by the proven identity of
+//! its client and by the rules as they are at that moment.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::attempt::{Source, copy};
+use super::body::{Body, BodyError};
+use super::conn::{Connection, Kept, SendError, To};
+use super::downstream::{self, Answering, Client, Handler, Served, Switched};
+use super::prefixed::Prefixed;
+use super::protocol::{self, Spoken};
+use super::{hop, reply};
+use crate::model::addr::EndpointAddr;
+use crate::policy::{Denial, Permit, RequestFacts, audited, authorize, authorize_request};
+use crate::proxy::connect;
+use crate::proxy::copy::{Side, both_ways};
+use crate::proxy::failure::Failure;
+use crate::proxy::inbound::Carried;
+use crate::proxy::recheck::{Live, Standing};
+use crate::proxy::tcp::TcpSide;
+use crate::proxy::upstream::Upstream;
+use crate::proxy::worker::{Pod, Worker};
+use crate::route::{Answer, AnswerReason, RequestView};
+use crate::telemetry::labels::{Lane, Reporter};
+use crate::telemetry::record::ConnectionRecord;
+
+/// What answers the requests of one connection to an application.
+struct Inbound {
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    /// Who asks, as the application sees it.
+    from: SocketAddr,
+    target: SocketAddr,
+    /// The connection may be; each request is asked for by itself.
+    permit: Permit,
+    kept: Kept,
+    h2: bool,
+    switched: Switched,
+}
+
+/// The application's side of a connection.
+pub(in crate::proxy) struct Application {
+    pub(in crate::proxy) pod: Arc<Pod>,
+    pub(in crate::proxy) from: SocketAddr,
+    pub(in crate::proxy) target: SocketAddr,
+    pub(in crate::proxy) permit: Permit,
+    /// Open already: a client learns of a closed port at once.
+    pub(in crate::proxy) server: TcpSide,
+}
+
+/// Carries one connection to the application, whose requests are to be read. What is no HTTP is passed on only where
+/// the rules permit a connection that nobody reads.
+pub(in crate::proxy) async fn carry<S: Side + 'static>(
+    worker: &Rc<Worker>,
+    mut application: Application,
+    mut side: S,
+    live: Live,
+    mut record: ConnectionRecord,
+) -> Carried<S> {
+    let first = protocol::first_bytes(&mut side, Some(&mut application.server), &worker.buffers.scratch);
+    let first = tokio::select! {
+        biased;
+        ending = live.switch().tripped() => Err(Failure::Ended(ending)),
+        first = first => first,
+    };
+    match first {
+        Ok((Spoken::Other, first)) => opaque(worker, application, Prefixed::new(first, side), &live, record).await,
+        Ok((spoken, first)) => {
+            record.lane = Lane::Http;
+            record.established();
+            let record = Rc::new(record);
+            let side = Prefixed::new(first, side);
+            let client = Client { side, spoken, live: &live, record: Rc::clone(&record) };
+            let served = serve(worker, application, client).await;
+            let record = Rc::into_inner(record).unwrap_or_else(|| worker.shared.telemetry.open(Reporter::Inbound));
+            Carried { side: served.side, ended: served.ended, result: served.result, record }
+        }
+        Err(failure) => {
+            application.server.reset();
+            Carried { side: Some(side), ended: false, result: Err(failure), record }
+        }
+    }
+}
+
+/// Passes bytes on as they are, if that is permitted.
+async fn opaque<S: Side>(
+    worker: &Rc<Worker>,
+    mut application: Application,
+    mut side: Prefixed<S>,
+    live: &Live,
+    mut record: ConnectionRecord,
+) -> Carried<S> {
+    record.established();
+    let snapshot = worker.shared.snapshots.load();
+    let result = match authorize(&snapshot, application.permit.flow().clone()) {
+        Err(denial) => Err(denial.into()),
+        Ok(permit) => {
+            // In the same turn as the decision.
+            live.stand_on(Standing::Permit(permit));
+            let scratch = &worker.buffers.scratch;
+            both_ways(&mut side, &mut application.server, scratch, live.switch(), record.meter()).await
+        }
+    };
+    if result.is_err() {
+        application.server.reset();
+    }
+    Carried { side: Some(side.into_inner()), ended: result.is_ok(), result, record }
+}
+
+/// Serves one connection to the application, whose first bytes are HTTP, to its end.
+async fn serve<S: Side + 'static>(worker: &Rc<Worker>, application: Application, client: Client<'_, S>) -> Served<S> {
+    let Application { pod, from, target, permit, server } = application;
+    let h2 = client.spoken == Spoken::Http2;
+    let switched = Switched::default();
+    let handler = Inbound {
+        worker: Rc::clone(worker),
+        pod,
+        from,
+        target,
+        permit,
+        kept: Kept::default(),
+        h2,
+        switched: Rc::clone(&switched),
+    };
+    if let Ok(connection) = Connection::open(worker, Upstream::Plain(server), handler.to()).await {
+        handler.kept.keep(connection);
+    }
+    downstream::serve(worker, client, Rc::new(handler), &switched).await
+}
+
+impl Handler for Inbound {
+    fn answer(self: Rc<Self>, request: Request<Incoming>) -> Answering {
+        Box::pin(async move { self.respond(request).await })
+    }
+}
+
+impl Inbound {
+    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
+        let (mut parts, incoming) = request.into_parts();
+        let version = parts.version;
+        if let Some(why) = hop::ambiguity(&parts) {
+            let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), why);
+            return Ok(reply::closing(answer, version));
+        }
+        hop::disown(&mut parts.headers);
+        if let Err(denial) = self.authorize(&parts) {
+            let answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
+            return Ok(reply::response(answer, version));
+        }
+        hop::clean(&mut parts.headers, version);
+        hop::convert(&mut parts, self.h2);
+        let mut source = Source::new(incoming, false);
+        match self.exchange(&parts, &mut source).await {
+            Ok((response, connection)) => Ok(self.pass_on(response, connection, &parts)),
+            // The application's own word to its client: the stream, or the connection, ends as it ended.
+            Err(Err(error)) => Err(error.into()),
+            Err(Ok(failure)) => Ok(reply::response(reply::unsent(&failure, &RequestView::of(&parts)), version)),
+        }
+    }
+
+    /// Puts the request to the rules now in force.
+    fn authorize(&self, parts: &Parts) -> Result<(), Denial> {
+        let snapshot = self.worker.shared.snapshots.load();
+        let facts = RequestFacts::of(parts);
+        let flow = self.permit.flow();
+        for policy in audited(&snapshot, flow, Some(&facts)) {
+            tracing::info!(%policy, peer = %flow.peer, method = %parts.method, path = parts.uri.path(), "audited");
+        }
+        let verdict = authorize_request(flow, &facts, &snapshot);
+        if let Err(denial) = &verdict {
+            self.worker.shared.telemetry.metrics().denied(&denial.rule, denial.outcome);
+            tracing::info!(rule = %denial.rule, peer = %flow.peer, method = %parts.method, path = parts.uri.path(),
+                reason = %denial.reason, "request denied");
+        }
+        verdict.map(|_permit| ())
+    }
+
+    fn to(&self) -> To {
+        To { addr: EndpointAddr::new(self.target), workload: None, h2: self.h2 }
+    }
+
+    async fn exchange(
+        &self,
+        parts: &Parts,
+        source: &mut Source,
+    ) -> Result<(Response<Incoming>, Connection), Result<Failure, hyper::Error>> {
+        let mut connection = match self.kept.take(&self.to()) {
+            Some(connection) => connection,
+            None => self.connect().await.map_err(Ok)?,
+        };
+        let mut request = Request::from_parts(copy(parts), source.body());
+        for _ in 0..2 {
+            match connection.send(request).await {
+                Ok(response) => return Ok((response, connection)),
+                Err(SendError::Unsent(unsent)) => request = *unsent,
+                Err(SendError::Broken(_)) if connection.was_kept() && source.may_repeat(parts) => {
+                    request = Request::from_parts(copy(parts), source.body());
+                }
+                Err(SendError::Broken(error)) => return Err(Err(error)),
+            }
+            connection = self.connect().await.map_err(Ok)?;
+        }
+        Err(Ok(Failure::Reset("server")))
+    }
+
+    async fn connect(&self) -> Result<Connection, Failure> {
+        let within = self.worker.shared.limits.connect;
+        let stream = connect::deliver(self.pod.net.as_ref(), self.target, self.from, &self.permit, within).await?;
+        Connection::open(&self.worker, Upstream::Plain(TcpSide::new(stream, "server")), self.to()).await
+    }
+
+    fn pass_on(&self, response: Response<Incoming>, connection: Connection, request: &Parts) -> Response<Body> {
+        let (mut parts, incoming) = response.into_parts();
+        let switches = reply::switches(request, parts.status);
+        hop::clean_response(&mut parts, request.version);
+        hop::disown(&mut parts.headers);
+        if switches {
+            *self.switched.borrow_mut() = connection.switched();
+            return Response::from_parts(parts, Body::empty());
+        }
+        self.kept.keep(connection);
+        Response::from_parts(parts, Body::incoming(incoming))
+    }
+}

@@ -1,0 +1,215 @@
+//! Client side: each request of a captured connection is routed, balanced and sent on.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::attempt::{Caller, Exchange, Plan, Source, Unanswered};
+use super::body::{Body, BodyError};
+use super::conn::{Connection, Kept, To};
+use super::downstream::{self, Answering, Client, Handler, Switched};
+use super::prefixed::Prefixed;
+use super::protocol::{self, Spoken};
+use super::{hop, mirror, reply};
+use crate::model::addr::OrigDst;
+use crate::model::outcome::Outcome;
+use crate::model::route::{PortRoutes, Scheme, ServiceRef};
+use crate::model::service::AppProtocol;
+use crate::model::workload::Workload;
+use crate::proxy::failure::Failure;
+use crate::proxy::outbound;
+use crate::proxy::recheck::{Live, Standing};
+use crate::proxy::target::Target;
+use crate::proxy::tcp::TcpSide;
+use crate::proxy::upstream::Upstream;
+use crate::proxy::worker::{Pod, Worker};
+use crate::route::{self, Answer, AnswerReason, Dialled, Forward, RequestView, Step};
+use crate::snapshot::Snapshot;
+use crate::telemetry::labels::{Lane, Security};
+use crate::telemetry::record::{ConnectionRecord, Party};
+
+/// What answers the requests of one captured connection.
+struct Outbound {
+    caller: Rc<Caller>,
+    dialled: SocketAddr,
+    switched: Switched,
+}
+
+/// A captured connection whose requests are to be read, if it has any.
+pub(in crate::proxy) struct Start {
+    pub(in crate::proxy) pod: Arc<Pod>,
+    pub(in crate::proxy) source: Arc<Workload>,
+    pub(in crate::proxy) dialled: OrigDst,
+    pub(in crate::proxy) peer: SocketAddr,
+    /// Where it goes if it has none; `None`: it is declared to have.
+    pub(in crate::proxy) opened: Option<Result<(Upstream, Target), Failure>>,
+}
+
+impl Start {
+    /// Serves the connection to its end.
+    pub(in crate::proxy) async fn serve(
+        mut self,
+        worker: &Rc<Worker>,
+        mut client: TcpSide,
+        live: Live,
+        mut record: ConnectionRecord,
+    ) {
+        let server = self.opened.as_mut().and_then(|opened| opened.as_mut().ok()).map(|(upstream, _)| upstream);
+        let first = protocol::first_bytes(&mut client, server, &worker.buffers.scratch);
+        let first = tokio::select! {
+            biased;
+            ending = live.switch().tripped() => Err(Failure::Ended(ending)),
+            first = first => first,
+        };
+        let first = first.and_then(|(spoken, first)| match (spoken, self.opened.take()) {
+            (Spoken::Other, Some(opened)) => opened.map(|opened| (spoken, first, Some(opened))),
+            (_, opened) => Ok((spoken, first, opened.and_then(Result::ok))),
+        });
+        match first {
+            Err(failure) => {
+                client.reset();
+                record.record(failure.ending());
+            }
+            Ok((Spoken::Other, first, Some(opened))) => {
+                outbound::opaque(worker, Prefixed::new(first, client), opened, live, record).await;
+            }
+            Ok((spoken, first, opened)) => {
+                record.destination = Party::from(self.dialled.addr());
+                (record.lane, record.security) = (Lane::Http, Security::None);
+                record.established();
+                let side = Prefixed::new(first, client);
+                self.requests(worker, side, spoken, opened, live, record).await;
+            }
+        }
+    }
+
+    async fn requests(
+        self,
+        worker: &Rc<Worker>,
+        side: Prefixed<TcpSide>,
+        spoken: Spoken,
+        opened: Option<(Upstream, Target)>,
+        live: Live,
+        record: ConnectionRecord,
+    ) {
+        live.stand_on(Standing::Destination(None));
+        let kept = Kept::default();
+        if let Some((upstream, target)) = opened {
+            // Dialled while nobody knew what would be spoken: the first request may use it.
+            let to = To::of(&target, spoken == Spoken::Http2);
+            if let Ok(connection) = Connection::open(worker, upstream, to).await {
+                kept.keep(connection);
+            }
+        }
+        let caller = Caller { worker: Rc::clone(worker), pod: self.pod, source: self.source, peer: self.peer, kept };
+        let switched = Switched::default();
+        let handler =
+            Outbound { caller: Rc::new(caller), dialled: self.dialled.addr(), switched: Rc::clone(&switched) };
+        let record = Rc::new(record);
+        let client = Client { side, spoken, live: &live, record: Rc::clone(&record) };
+        let served = downstream::serve(worker, client, Rc::new(handler), &switched).await;
+        drop(live);
+        let failure = served.result.err();
+        if let (Some(side), Some(_)) = (served.side, &failure) {
+            side.reset();
+        }
+        if let Some(record) = Rc::into_inner(record) {
+            record.record(failure.map_or(Outcome::Ok.into(), |failure| failure.ending()));
+        }
+    }
+}
+
+impl Handler for Outbound {
+    fn answer(self: Rc<Self>, request: Request<Incoming>) -> Answering {
+        Box::pin(async move { self.respond(request).await })
+    }
+}
+
+impl Outbound {
+    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
+        let arrived = Instant::now();
+        let (mut parts, incoming) = request.into_parts();
+        let version = parts.version;
+        if let Some(why) = hop::ambiguity(&parts) {
+            let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), why);
+            return Ok(reply::closing(answer, version));
+        }
+        hop::disown(&mut parts.headers);
+        hop::clean(&mut parts.headers, version);
+        let snapshot = self.caller.worker.shared.snapshots.load();
+        let Some((service, routes)) = self.routes(&snapshot) else {
+            let answer = Answer::new(AnswerReason::NoEndpoints, &RequestView::of(&parts), "the Service is gone");
+            return Ok(reply::response(answer, version));
+        };
+        let forward = match routes.as_deref().map(|routes| self.begin(routes, &parts)) {
+            None => None,
+            Some(Step::Forward(forward)) => Some(forward),
+            Some(Step::Answer(answer)) => return Ok(reply::response(answer, version)),
+        };
+        let service = forward.as_ref().map_or(service, |forward| forward.target.clone());
+        let h2 = speaks_http2(&snapshot, &service, version);
+        drop(snapshot);
+        self.forward(parts, incoming, Plan { service, forward: forward.as_ref(), h2, arrived }).await
+    }
+
+    /// The service port dialled, and its routes for this client.
+    fn routes(&self, snapshot: &Snapshot) -> Option<(ServiceRef, Option<Arc<PortRoutes>>)> {
+        let service = snapshot.service_by_vip(self.dialled)?;
+        let routes = snapshot.routes_for(service, &self.caller.source.namespace);
+        Some((service.reference(), routes.filter(|routes| routes.kind.is_l7()).cloned()))
+    }
+
+    fn begin<'a>(&self, routes: &'a PortRoutes, parts: &Parts) -> Step<'a> {
+        let dialled = Dialled { port: self.dialled.port(), scheme: Scheme::Http };
+        let balancer = &self.caller.worker.shared.balancer;
+        route::begin(routes, &RequestView::of(parts), dialled, |rule| balancer.pick_backend(rule))
+    }
+
+    async fn forward(&self, parts: Parts, incoming: Incoming, plan: Plan<'_>) -> Result<Response<Body>, BodyError> {
+        let mirrors = plan.forward.map(|forward| forward.mirrors(|n| rand::random_range(0..n.max(1))));
+        let mirrors: Vec<ServiceRef> = mirrors.into_iter().flatten().cloned().collect();
+        let retries = plan.forward.is_some_and(|forward| forward.rule.retry.is_some());
+        let mut source = Source::new(incoming, retries || !mirrors.is_empty());
+        let exchanged = self.caller.exchange(&plan, &parts, &mut source).await;
+        mirror::send(&self.caller, mirrors, &parts, &source);
+        match exchanged {
+            Ok(exchange) => Ok(self.pass_on(exchange, &parts, &plan)),
+            // The application's own word to its client.
+            Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && is_reset(&error) => Err(error.into()),
+            Err(unanswered) => Ok(reply::response(unanswered.answer(&RequestView::of(&parts)), parts.version)),
+        }
+    }
+
+    fn pass_on(&self, exchange: Exchange, request: &Parts, plan: &Plan<'_>) -> Response<Body> {
+        let Exchange { response, connection, target } = exchange;
+        let (mut parts, incoming) = response.into_parts();
+        let switches = reply::switches(request, parts.status);
+        hop::clean_response(&mut parts, request.version);
+        if let Some(forward) = plan.forward {
+            Forward::edit_response(forward, &mut parts.headers);
+        }
+        if switches {
+            *self.switched.borrow_mut() = connection.switched();
+            return Response::from_parts(parts, Body::empty().holding(target, None));
+        }
+        self.caller.kept.keep(connection);
+        Response::from_parts(parts, Body::incoming(incoming).holding(target, plan.deadline()))
+    }
+}
+
+/// Whether the application behind `service` is to be spoken to in HTTP/2: where it says so, else as its client does.
+fn speaks_http2(snapshot: &Snapshot, service: &ServiceRef, version: Version) -> bool {
+    let declared = snapshot.service(service).map(|service| service.protocol());
+    declared == Some(AppProtocol::Http2) || version == Version::HTTP_2
+}
+
+/// Whether the application has reset the stream.
+fn is_reset(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| error.is_reset() && error.is_remote())
+}

@@ -1,0 +1,51 @@
+//! Which lane a connection of a pod's application takes at its own node.
+
+use crate::balance::Balancer;
+use crate::model::addr::{OrigDst, Scope};
+use crate::model::service::AppProtocol;
+use crate::model::workload::Workload;
+use crate::route::l4::{self, L4Step};
+use crate::snapshot::Snapshot;
+
+use super::failure::Failure;
+use super::target::Goal;
+
+/// How a captured connection is served.
+#[derive(Debug)]
+pub(super) enum Lane {
+    /// Its bytes are passed on as they are.
+    Opaque(Goal),
+    /// Its requests are read.
+    Http,
+    /// Its requests are read if it has any: its first bytes tell.
+    Detect(Goal),
+}
+
+/// The lane of a connection of `source`'s to `dialled`. Routes concern those who dial a Service (GEP-1294).
+///
+/// # Errors
+/// When a route for connections leads nowhere.
+pub(super) fn outbound(
+    snapshot: &Snapshot,
+    balancer: &Balancer,
+    source: &Workload,
+    dialled: OrigDst,
+    scope: Scope,
+) -> Result<Lane, Failure> {
+    let as_dialled = Goal::Dialled(dialled, scope);
+    let service = snapshot.service_by_vip(dialled.addr());
+    let routed = service.and_then(|service| Some((service, snapshot.routes_for(service, &source.namespace)?)));
+    let Some((service, routes)) = routed else { return Ok(Lane::Opaque(as_dialled)) };
+    if !routes.kind.is_l7() {
+        return match l4::choose(routes, |rule| balancer.pick_backend(rule)) {
+            L4Step::Forward(_, target) => Ok(Lane::Opaque(Goal::Service(target.clone()))),
+            L4Step::Refuse(reason, detail) => Err(Failure::Unrouted(format!("{}: {detail}", reason.as_str()))),
+        };
+    }
+    Ok(match service.protocol() {
+        AppProtocol::Http | AppProtocol::Http2 => Lane::Http,
+        AppProtocol::Unknown => Lane::Detect(as_dialled),
+        // A route without `parentRefs[].port` attaches to every port of the Service, those of databases too.
+        AppProtocol::Opaque => Lane::Opaque(as_dialled),
+    })
+}
