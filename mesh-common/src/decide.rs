@@ -230,7 +230,7 @@ pub struct Receiver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
     /// One of the `FLOW_*` constants.
-    pub kind: u32,
+    pub kind: u16,
     /// Cookie of the client's netns.
     pub netns_cookie: u64,
     /// Cookie of the netns that the connection was let through to.

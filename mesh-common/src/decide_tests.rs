@@ -276,7 +276,7 @@ const SYN: Lookup = Lookup {
     probe_port: false,
 };
 
-fn proof(netns_cookie: u64, kind: u32) -> Option<Proof> {
+fn proof(netns_cookie: u64, kind: u16) -> Option<Proof> {
     Some(Proof { netns_cookie, kind, server_cookie: 0, identity: [0; 16] })
 }
 

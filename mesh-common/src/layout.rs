@@ -10,8 +10,9 @@ use crate::counter::Counter;
 use crate::key::{FlowKey, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OrigKey};
 use crate::limits;
 use crate::value::{
-    AGENT_DELIVERY, AGENT_UPSTREAM, Asked, ClosedEvent, Event, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE, FLOW_SELF,
-    FlowValue, LANE_CAPTURED, LANE_CAPTURED_REST, LANE_FALLBACK, LANE_NATIVE, LIVE, OrigDst, ShareValue, UNDER_WAY,
+    AGENT_DELIVERY, AGENT_UPSTREAM, Asked, CLIENT_CLOSED, ClosedEvent, Event, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE,
+    FLOW_SELF, FlowValue, LANE_CAPTURED, LANE_CAPTURED_REST, LANE_FALLBACK, LANE_NATIVE, LIVE, OrigDst, SERVER_CLOSED,
+    ShareValue, UNDER_WAY,
 };
 
 /// To be raised when a field or a word comes to mean something else, and nothing that is hashed below shows it: how
@@ -45,7 +46,7 @@ const FIELDS_OF_KEYS: [u64; 3] = [
 ];
 
 const FIELDS_OF_VALUES: [u64; 4] = [
-    fields!(FlowValue: netns_cookie server_cookie started_ns identity orig_port stage kind orig_ip),
+    fields!(FlowValue: netns_cookie server_cookie started_ns identity orig_port kind stage orig_ip),
     fields!(OrigDst: ip port lane),
     fields!(Asked: orig pad server_cookie),
     fields!(ShareValue: records),
@@ -65,7 +66,7 @@ const CAPACITIES: [u64; 5] = [
 ];
 
 /// Numbers that are written into records, or by which they are found.
-const WORDS: [u64; 28] = [
+const WORDS: [u64; 30] = [
     LANE_CAPTURED as u64,
     LANE_FALLBACK as u64,
     LANE_NATIVE as u64,
@@ -76,6 +77,8 @@ const WORDS: [u64; 28] = [
     FLOW_PROBE as u64,
     UNDER_WAY as u64,
     LIVE as u64,
+    CLIENT_CLOSED as u64,
+    SERVER_CLOSED as u64,
     AGENT_UPSTREAM as u64,
     AGENT_DELIVERY as u64,
     LISTENER_OUTBOUND as u64,

@@ -1,5 +1,7 @@
 //! Map values. Same rules as [`crate::key`]: no implicit padding, layout asserted.
 
+use core::mem::offset_of;
+
 use crate::key::{Digest, FlowKey, Ip, PortKey};
 use crate::tag::{open_rule, tag_rule};
 
@@ -177,7 +179,7 @@ pub struct Asked {
     pub server_cookie: u64,
 }
 
-/// `flows`: proof of who opened a connection; a native one's stays for as long as the connection lives.
+/// `flows`: proof of who opened a connection; a native one's stays until both ends are closed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowValue {
@@ -191,27 +193,40 @@ pub struct FlowValue {
     pub identity: Digest,
     /// Where the application asked to go, port.
     pub orig_port: u16,
-    /// [`UNDER_WAY`] or [`LIVE`].
-    pub stage: u16,
     /// One of the `FLOW_*` constants.
-    pub kind: u32,
+    pub kind: u16,
+    /// [`UNDER_WAY`], or [`LIVE`] with the ends that are closed.
+    pub stage: u32,
     /// Where the application asked to go, address.
     pub orig_ip: Ip,
 }
 
 /// Between the SYN and the moment in which the receiver knows the connection: a proof.
-pub const UNDER_WAY: u16 = 0;
+pub const UNDER_WAY: u32 = 0;
 /// The receiver has it: says who the client of this connection is, and proves nothing of another one.
-pub const LIVE: u16 = 1;
+pub const LIVE: u32 = 1;
+/// Bit beside [`LIVE`]: the client's socket is closed. The server may not have read everything.
+pub const CLIENT_CLOSED: u32 = 2;
+/// Bit beside [`LIVE`]: the server's socket is closed.
+pub const SERVER_CLOSED: u32 = 4;
+
+impl FlowValue {
+    /// Whether both ends are closed: the record is nobody's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(stage: u32) -> bool {
+        stage & (CLIENT_CLOSED | SERVER_CLOSED) == CLIENT_CLOSED | SERVER_CLOSED
+    }
+}
 
 /// The agent delivers to the application; it decided before it connected.
-pub const FLOW_DELIVERY: u32 = 1;
+pub const FLOW_DELIVERY: u16 = 1;
 /// The pod connects to an address of its own.
-pub const FLOW_SELF: u32 = 2;
+pub const FLOW_SELF: u16 = 2;
 /// One pod of this node to another, let through by the kernel's policy.
-pub const FLOW_NATIVE: u32 = 3;
+pub const FLOW_NATIVE: u16 = 3;
 /// The kubelet to a pod of this node.
-pub const FLOW_PROBE: u32 = 4;
+pub const FLOW_PROBE: u16 = 4;
 
 /// `admitted`: by which built-in rule a destination outside the mesh may be reached.
 #[repr(C)]
@@ -300,6 +315,9 @@ const _: () = {
     assert!(size_of::<ToldValue>() == 16);
     assert!(size_of::<OrigDst>() == 20);
     assert!(size_of::<FlowValue>() == 64);
+    // One aligned word, so that both ends can set bits of the stage at once.
+    assert!(offset_of!(FlowValue, orig_port) % 8 == 0);
+    assert!(offset_of!(FlowValue, stage) == offset_of!(FlowValue, orig_port) + 4);
     assert!(size_of::<Event>() == 56);
     assert!(size_of::<ClosedEvent>() == 136);
 };

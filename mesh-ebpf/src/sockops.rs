@@ -2,8 +2,9 @@
 //!
 //! `TCP_CONNECT_CB` runs before the SYN, with both ports known. A record goes when the receiver's side is
 //! established or the client's socket closes, whichever is first; the receiver's look-up removes nothing,
-//! because SYN retransmits and SYN cookies look up again. A native connection's record stays, marked as live, until the
-//! client's socket closes, which is told to the agent with what the connection carried.
+//! because SYN retransmits and SYN cookies look up again. A native connection's record stays, marked as live, until both
+//! sockets are closed: a server that still reads what a client has left is judged by who that was. The client's close
+//! is told to the agent with what the connection carried.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
@@ -13,8 +14,8 @@ use mesh_common::counter::Counter;
 use mesh_common::key::{FlowKey, Ip, OrigKey};
 use mesh_common::limits::{EVENT_BYTES, is_agent_port};
 use mesh_common::value::{
-    AGENT_DELIVERY, Asked, ClosedEvent, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, FlowValue, LANE_CAPTURED,
-    LANE_CAPTURED_REST, LANE_NATIVE, LIVE, PodValue, UNDER_WAY,
+    AGENT_DELIVERY, Asked, CLIENT_CLOSED, ClosedEvent, FLOW_DELIVERY, FLOW_NATIVE, FLOW_SELF, FlowValue, LANE_CAPTURED,
+    LANE_CAPTURED_REST, LANE_NATIVE, LIVE, PodValue, SERVER_CLOSED, UNDER_WAY,
 };
 
 use crate::maps::{ACCEPTED, AGENT_SK, ASKED, FLOWS, ORIG_DSTS, Read, Storage, count, pod, share};
@@ -24,6 +25,8 @@ pub const CONNECT_CB: u32 = 3;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 pub const STATE_CB: u32 = 10;
 pub const STATE_CB_FLAG: u32 = 4;
+/// `BPF_NOEXIST`.
+const NOT_OVER_ANOTHER: u64 = 1;
 // Of the kernel's tcp_states.h.
 const TCP_SYN_SENT: u32 = 2;
 const TCP_FIN_WAIT2: u32 = 5;
@@ -78,7 +81,7 @@ impl Ends {
 
     /// A record of this kind, written now.
     #[inline(always)]
-    pub fn record(&self, kind: u32, server_cookie: u64) -> FlowValue {
+    pub fn record(&self, kind: u16, server_cookie: u64) -> FlowValue {
         FlowValue {
             netns_cookie: self.cookie,
             server_cookie,
@@ -86,8 +89,8 @@ impl Ends {
             started_ns: unsafe { bpf_ktime_get_ns() },
             identity: [0; 16],
             orig_port: 0,
-            stage: UNDER_WAY,
             kind,
+            stage: UNDER_WAY,
             orig_ip: [0; 16],
         }
     }
@@ -134,7 +137,7 @@ fn connecting(ends: &Ends, pod: &PodValue) -> bool {
             LANE_NATIVE => return prove(ends, FLOW_NATIVE, Some(asked), pod),
             LANE_CAPTURED | LANE_CAPTURED_REST => {
                 let key = ends.orig_as_client();
-                if ORIG_DSTS.insert(key, asked.orig, 0).is_ok() {
+                if ORIG_DSTS.insert(&key, &asked.orig, 0).is_ok() {
                     share(ends.cookie, 1);
                 } else {
                     count(Counter::SockopsStoreFailed);
@@ -149,74 +152,116 @@ fn connecting(ends: &Ends, pod: &PodValue) -> bool {
 
 /// Writes the record that the receiver will find.
 #[inline(always)]
-fn prove(ends: &Ends, kind: u32, asked: Option<&mut Asked>, pod: &PodValue) -> bool {
+fn prove(ends: &Ends, kind: u16, asked: Option<&mut Asked>, pod: &PodValue) -> bool {
     let mut flow = ends.record(kind, 0);
     if let Some(asked) = asked {
         flow.server_cookie = asked.server_cookie;
         flow.identity = pod.identity;
         (flow.orig_ip, flow.orig_port) = (asked.orig.ip, asked.orig.port);
     }
-    if FLOWS.insert(ends.flow_as_client(), flow, 0).is_ok() {
+    let key = ends.flow_as_client();
+    if FLOWS.insert(&key, &flow, NOT_OVER_ANOTHER).is_ok() {
         share(ends.cookie, 1);
-    } else {
-        count(Counter::SockopsStoreFailed);
+        return true;
     }
+    // A server may hold on to an earlier connection between the same ends.
+    // SAFETY: one word is read.
+    let earlier = unsafe { FLOWS.get(&key) }.map(|flow| flow.netns_cookie);
+    if FLOWS.insert(&key, &flow, 0).is_err() {
+        count(Counter::SockopsStoreFailed);
+        return true;
+    }
+    if let Some(earlier) = earlier {
+        share(earlier, -1);
+    }
+    share(ends.cookie, 1);
     true
 }
 
-/// A listener of the pod, the application's or the agent's, has a new connection.
+/// A listener of the pod, the application's or the agent's, has a new connection. Returns whether its end matters.
 #[inline(always)]
-fn accepted(ends: &Ends) {
+fn accepted(ends: &Ends) -> bool {
     if is_agent_port(ends.local_port) {
         let key = ends.orig_as_server();
         // SAFETY: copied at once; nobody else writes this entry while the connection stands.
-        if let Some(orig) = unsafe { ORIG_DSTS.get(key) }.copied() {
+        if let Some(orig) = unsafe { ORIG_DSTS.get(&key) }.copied() {
             match ACCEPTED.on_or_new(ends.sk) {
                 Some(slot) => *slot = orig,
                 // The agent finds no destination on it and resets the connection.
                 None => count(Counter::SockopsStoreFailed),
             }
-            if ORIG_DSTS.remove(key).is_ok() {
+            if ORIG_DSTS.remove(&key).is_ok() {
                 share(ends.cookie, -1);
             }
         }
-        return;
+        return false;
     }
     let key = ends.flow_as_server();
-    let Some(flow) = FLOWS.get_ptr_mut(key) else {
-        return;
+    let Some(flow) = FLOWS.get_ptr_mut(&key) else {
+        return false;
     };
-    // SAFETY: a live map value; nobody else writes it while the connection stands.
+    // SAFETY: a live map value; nobody else writes it before it is live.
     let flow = unsafe { &mut *flow };
     if flow.kind == FLOW_NATIVE {
         flow.stage = LIVE;
-        return;
+        return true;
     }
     let client = flow.netns_cookie;
-    if FLOWS.remove(key).is_ok() {
+    if FLOWS.remove(&key).is_ok() {
         share(client, -1);
+    }
+    false
+}
+
+/// Notes on a live record that an end is closed. Returns whether both are: the later one takes the record away.
+///
+/// Both ends may be closed at a time, on two CPUs: then either may see both, and one of them at least does.
+#[inline(always)]
+fn ended(flow: *mut FlowValue, end: u32) -> bool {
+    // SAFETY: a live map value. The stage is the upper half of an aligned word (asserted in mesh-common), and no bit of
+    // its lower half is set by this.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({word} + 0) |= {bits}",
+            word = in(reg) &raw mut (*flow).orig_port,
+            bits = in(reg) u64::from(end) << 32,
+        );
+        FlowValue::is_over(core::ptr::read_volatile(&raw const (*flow).stage))
     }
 }
 
-/// The pod's client socket is closed: refused, given up, or done.
+/// The pod's socket is closed: refused, given up, or done.
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, ends: &Ends) {
-    let key = ends.flow_as_client();
     let lane = ASKED.on(ends.sk).map_or(0, |asked| asked.orig.lane);
     if lane == LANE_CAPTURED || lane == LANE_CAPTURED_REST {
-        if ORIG_DSTS.remove(ends.orig_as_client()).is_ok() {
+        if ORIG_DSTS.remove(&ends.orig_as_client()).is_ok() {
             share(ends.cookie, -1);
         }
         return;
     }
-    if lane == LANE_NATIVE {
-        // SAFETY: nobody else writes this entry any more.
-        if let Some(flow) = unsafe { FLOWS.get(key) } {
-            tell(ctx, &key, flow);
-        }
+    // Clients are those that asked for something, the agent's, and a pod's that connect to itself.
+    let is_client = lane != 0 || words(&ends.local_ip) == words(&ends.remote_ip) || AGENT_SK.on(ends.sk).is_some();
+    // One key: the stack has no room for two.
+    let key = if is_client { ends.flow_as_client() } else { ends.flow_as_server() };
+    let Some(flow) = FLOWS.get_ptr_mut(&key) else {
+        return;
+    };
+    // SAFETY: a live map value; each word is read once.
+    let (client, stage) = unsafe { ((*flow).netns_cookie, core::ptr::read_volatile(&raw const (*flow).stage)) };
+    if stage & LIVE == 0 && !is_client || is_client && stage & CLIENT_CLOSED != 0 {
+        return;
     }
-    if FLOWS.remove(key).is_ok() {
-        share(ends.cookie, -1);
+    if lane == LANE_NATIVE {
+        // SAFETY: but for the stage nobody writes this entry any more.
+        tell(ctx, &key, unsafe { &*flow });
+    }
+    let end = if is_client { CLIENT_CLOSED } else { SERVER_CLOSED };
+    if stage & LIVE != 0 && !ended(flow, end) {
+        return;
+    }
+    if FLOWS.remove(&key).is_ok() {
+        share(client, -1);
     }
 }
 
@@ -275,7 +320,9 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
             let _ = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG) as i32);
         }
     } else if op == PASSIVE_ESTABLISHED_CB {
-        accepted(&ends);
+        if accepted(&ends) {
+            let _ = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG) as i32);
+        }
     } else if op == STATE_CB {
         closed(&ctx, &ends);
     }

@@ -197,8 +197,8 @@ mod tests {
         bytes.extend([flow.netns_cookie, flow.server_cookie, flow.started_ns].map(u64::to_ne_bytes).concat());
         bytes.extend(flow.identity);
         bytes.extend(flow.orig_port.to_ne_bytes());
-        bytes.extend(flow.stage.to_ne_bytes());
         bytes.extend(flow.kind.to_ne_bytes());
+        bytes.extend(flow.stage.to_ne_bytes());
         bytes.extend(flow.orig_ip);
         bytes.extend([100_u64, 200, 3_000_000].map(u64::to_ne_bytes).concat());
         bytes.extend(key.client_ip);

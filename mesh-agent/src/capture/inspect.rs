@@ -37,7 +37,7 @@ impl Kernel {
     /// What a SYN to `port` of the pod `uid` would come to, with the record that a client of this node has left for it,
     /// if any: its `FLOW_*` kind and the client. `None` when the pod is not enrolled.
     #[must_use]
-    pub fn would_accept(&self, uid: &str, port: u16, record: Option<(u32, &str)>) -> Option<LookupVerdict> {
+    pub fn would_accept(&self, uid: &str, port: u16, record: Option<(u16, &str)>) -> Option<LookupVerdict> {
         let cookie = self.cookie(uid)?;
         let client = record.map(|(kind, uid)| self.cookie(uid).map(|cookie| (kind, cookie)));
         let maps = self.lock_maps();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::key::{FlowKey, OrigKey};
-use mesh_common::value::{FlowValue, LIVE, ShareValue};
+use mesh_common::value::{CLIENT_CLOSED, FlowValue, LIVE, ShareValue};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetResponse};
 
@@ -73,7 +73,7 @@ impl Kernel {
     #[must_use]
     pub fn sweep(&self) -> Sweep {
         let read = Read::of(&self.records.lock());
-        let busy: HashSet<u64> = (read.flows.iter().map(|(_, flow)| flow.netns_cookie))
+        let busy: HashSet<u64> = (read.flows.iter().map(|(_, flow)| holder(flow)))
             .chain(read.waiting.iter().map(|key| key.netns_cookie))
             .collect();
         let pods: Vec<Arc<EnrolledPod>> = self.enrolments.lock().values().cloned().collect();
@@ -83,12 +83,16 @@ impl Kernel {
             let cookie = pod.netns.cookie;
             let sockets = if busy.contains(&cookie) { pod.sockets() } else { Ok(HashMap::new()) };
             let Ok(sockets) = sockets else { continue };
-            let own = |flow: &&(FlowKey, FlowValue)| flow.1.netns_cookie == cookie;
+            let own = |flow: &&(FlowKey, FlowValue)| holder(&flow.1) == cookie;
             let mut tables = self.records.lock();
             // The records were read before the sockets: one without a socket has lost it.
             for (key, flow) in read.flows.iter().filter(own) {
-                match sockets.get(&ends(key)) {
-                    Some(traffic) if flow.stage == LIVE => sweep.live.push(live(key, flow, *traffic)),
+                let (client, server) = ends(key);
+                let held = if has_client(flow) { (client, server) } else { (server, client) };
+                match sockets.get(&held) {
+                    Some(traffic) if flow.stage & LIVE != 0 && has_client(flow) => {
+                        sweep.live.push(live(key, flow, *traffic));
+                    }
                     Some(_) => {}
                     None => sweep.orphans += usize::from(forget(&mut tables.flows, key, flow)),
                 }
@@ -154,9 +158,19 @@ impl Read {
     }
 }
 
-/// Removes a record unless its ends have a new one by now.
+/// Whether the client's socket stands, as far as its record knows.
+fn has_client(flow: &FlowValue) -> bool {
+    flow.stage & CLIENT_CLOSED == 0
+}
+
+/// Cookie of the netns with the socket that the record stands for: the server's once the client's is closed.
+fn holder(flow: &FlowValue) -> u64 {
+    if has_client(flow) { flow.netns_cookie } else { flow.server_cookie }
+}
+
+/// Removes a record unless it has changed: its ends may have a new one by now, or the client's end is closed.
 fn forget(map: &mut BpfHashMap<MapData, FlowKey, FlowValue>, key: &FlowKey, flow: &FlowValue) -> bool {
-    map.get(key, 0).is_ok_and(|now| now.started_ns == flow.started_ns) && map.remove(key).is_ok()
+    map.get(key, 0).is_ok_and(|now| now == *flow) && map.remove(key).is_ok()
 }
 
 impl EnrolledPod {

@@ -73,7 +73,7 @@ pub enum Check {
         /// The address and port dialled.
         to: SocketAddr,
         /// `FLOW_*` kind of its record, with the client that wrote it.
-        record: Option<(u32, WorkloadUid)>,
+        record: Option<(u16, WorkloadUid)>,
         /// The verdict.
         decided: LookupVerdict,
     },

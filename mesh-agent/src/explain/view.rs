@@ -198,7 +198,7 @@ pub(super) struct Arriving<'a> {
     pub(super) pod: &'a Workload,
     pub(super) to: SocketAddr,
     /// The kind of its record, and the client that wrote it.
-    pub(super) record: Option<(u32, &'a Workload)>,
+    pub(super) record: Option<(u16, &'a Workload)>,
 }
 
 impl PolicyView for Arriving<'_> {

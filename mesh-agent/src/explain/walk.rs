@@ -36,7 +36,7 @@ pub(super) struct Walk<'a> {
 }
 
 /// What a connection carries to its receiver: the `FLOW_*` kind of its record, and the client that wrote it.
-type Record<'a> = Option<(u32, &'a Workload)>;
+type Record<'a> = Option<(u16, &'a Workload)>;
 
 impl<'a> Walk<'a> {
     pub(super) fn new(

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use mesh_agent::capture::{DirectConnection, KernelEvent};
 use mesh_agent::model::policy::Action;
 use mesh_agent::model::workload::PeerMode;
 use mesh_common::counter::Counter;
@@ -34,6 +35,39 @@ fn a_live_connection_is_judged_with_its_clients_identity() -> Result<()> {
         ensure!(near.read(&mut bytes).is_err(), "the client's end still stands");
         ensure!(far.read(&mut bytes).is_err(), "the server's end still stands");
         Ok(())
+    })
+}
+
+/// What an allowed client has sent is the server's to read, however late: the record names the client until both ends
+/// are closed.
+#[test]
+fn a_server_that_still_reads_what_its_client_left_is_judged_by_who_that_was() -> Result<()> {
+    node(|bench| {
+        let Pair { client, server, client_net, server_net } = pair(bench, PeerMode::Strict)?;
+        let mut events = Events::of(bench)?;
+        let (mut near, mut far) = connected(&client, &server, 8080)?;
+        near.write_all(&[7; 5000])?;
+        drop(near);
+        let told = events.until(|event| match event {
+            KernelEvent::Closed(closed) => Some(*closed),
+            KernelEvent::Refused(_) => None,
+        })?;
+        assert_eq!((told.connection.traffic.sent, told.failed), (5000, false), "the client's end is closed");
+        assert_eq!(records(bench)?[&client_net.netns_cookie()], 1, "it counts for as long as the record stays");
+        let sweep = bench.kernel.sweep();
+        assert_eq!((sweep.live, sweep.orphans), (vec![], 0), "neither live nor lost");
+        let own = |connection: &DirectConnection| connection.client.as_deref() == Some(client.name());
+        assert_eq!(server_net.end_direct(own)?, [], "what is allowed is ended");
+        let mut bytes = Vec::new();
+        far.read_to_end(&mut bytes)?;
+        assert_eq!(bytes, [7; 5000]);
+
+        let (near, forbidden) = connected(&client, &server, 8081)?;
+        drop(near);
+        let ended = server_net.end_direct(|connection| connection.local.port() != 8081)?;
+        assert_eq!(ended.iter().map(|ended| ended.client.as_deref()).collect::<Vec<_>>(), [Some(client.name())]);
+        drop((far, forbidden));
+        crate::nothing_left(bench)
     })
 }
 

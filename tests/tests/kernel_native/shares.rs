@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use mesh_agent::model::workload::PeerMode;
 use mesh_common::counter::Counter;
 use mesh_common::key::FlowKey;
-use mesh_common::value::{FlowValue, LIVE, ShareValue, UNDER_WAY};
+use mesh_common::value::{CLIENT_CLOSED, FlowValue, LIVE, ShareValue, UNDER_WAY};
 
 use crate::bench::*;
 use crate::pair::*;
@@ -45,7 +45,7 @@ fn a_sweep_reads_live_connections_removes_orphans_and_corrects_counts() -> Resul
         let mut flows = map::<FlowKey, FlowValue>(bench, "flows")?;
         let (real, record) = flows.iter().next().expect("the connection's record")?;
         assert_eq!(record.stage, LIVE);
-        let orphans = [(1, LIVE), (2, UNDER_WAY)]
+        let orphans = [(1, LIVE), (2, UNDER_WAY), (3, LIVE | CLIENT_CLOSED)]
             .map(|(client_port, stage)| (FlowKey { client_port, ..real }, FlowValue { stage, ..record }));
         for (key, value) in orphans {
             flows.insert(key, value, 0)?;
@@ -54,7 +54,7 @@ fn a_sweep_reads_live_connections_removes_orphans_and_corrects_counts() -> Resul
         shares.insert(cookie, ShareValue { records: 42 }, 0)?;
 
         let sweep = bench.kernel.sweep();
-        assert_eq!((sweep.live.len(), sweep.orphans), (1, 2));
+        assert_eq!((sweep.live.len(), sweep.orphans), (1, 3));
         let live = sweep.live[0];
         assert_eq!((live.client_cookie, live.server_cookie), (cookie, server_net.netns_cookie()));
         assert_eq!((live.client, live.server), (near.local_addr()?, near.peer_addr()?));
