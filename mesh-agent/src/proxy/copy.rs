@@ -18,13 +18,14 @@ use crate::telemetry::record::Meter;
 /// second cache, so that what was read is still there when it is sealed or written.
 pub(super) const SCRATCH: usize = 128 * 1024;
 /// The first reads of a connection ask for this much: more than a TLS record of the greatest length.
-const FIRST_CHUNK: usize = 32 * 1024;
+pub(super) const FIRST_CHUNK: usize = 32 * 1024;
 /// What one direction may move in one turn before others get theirs: about 0.2 ms at 5 GB/s.
 const TURN: usize = 1024 * 1024;
 
 /// One end of a proxied connection, both directions of it.
 pub(super) trait Side {
-    /// Waits for bytes; reads at most `scratch.len()` of them, into `scratch` or into storage of its own. Ready
+    /// Waits for bytes; reads at most `scratch.len()` of them (never less than [`FIRST_CHUNK`]), into `scratch` or into
+    /// storage of its own. Ready
     /// with `true` = [`Self::filled`] is not empty, `false` = end of data.
     fn poll_fill(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<bool, Failure>>;
 

@@ -1,6 +1,7 @@
 //! Bodies on their way through: as they come, with what they keep alive until they end.
 
 use std::any::Any;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A message's body.
 pub(super) struct Body {
     content: Content,
+    /// It begins when this is ready.
+    gate: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// When it must have ended.
     deadline: Option<Pin<Box<Sleep>>>,
     /// Dropped with the body, e.g. the endpoint's share.
@@ -34,7 +37,7 @@ enum Content {
 impl Body {
     /// No content.
     pub(super) fn empty() -> Self {
-        Self { content: Content::Empty, deadline: None, _held: None }
+        Self { content: Content::Empty, gate: None, deadline: None, _held: None }
     }
 
     /// Content that is known whole.
@@ -50,6 +53,12 @@ impl Body {
     /// What is still coming, once more from the beginning.
     pub(super) fn replay(replay: Replay) -> Self {
         Self { content: Content::Replay(replay), ..Self::empty() }
+    }
+
+    /// Begins when `gate` is ready.
+    pub(super) fn after(mut self, gate: impl Future<Output = ()> + 'static) -> Self {
+        self.gate = Some(Box::pin(gate));
+        self
     }
 
     /// Keeps `held` until it has ended, and fails at `deadline`.
@@ -74,6 +83,10 @@ impl HttpBody for Body {
             && deadline.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Some(Err(Box::new(Late))));
+        }
+        if let Some(gate) = &mut self.gate {
+            ready!(gate.as_mut().poll(cx));
+            self.gate = None;
         }
         let frame = match &mut self.content {
             Content::Empty => None,

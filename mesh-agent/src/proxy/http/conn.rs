@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::{EXPECT, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::body::Body;
 use super::io::{Lender, Returned, lend};
@@ -29,6 +30,8 @@ const KEPT: usize = 16;
 const LINGER: Duration = Duration::from_secs(5);
 /// What it may still send meanwhile.
 const LINGER_BYTES: usize = 256 << 10;
+/// How long a body waits for an application to ask for it: as long as curl does.
+const CONTINUE: Duration = Duration::from_secs(1);
 
 /// Who a connection leads to, and in which version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +104,7 @@ impl Connection {
     /// Sends one request and waits for the head of its response.
     pub(super) async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
         self.sent += 1;
+        let request = if self.to.h2 { request } else { expecting(request) };
         let sent = match &mut self.sender {
             Sender::Http1(sender) => match sender.ready().await {
                 Ok(()) => sender.try_send_request(request).await,
@@ -142,6 +146,28 @@ impl Connection {
             Sender::Http2(sender) => sender.is_closed(),
         }
     }
+}
+
+/// A client that asks first (RFC 9110 §10.1.1) is told to send its body when the application says so.
+fn expecting(request: Request<Body>) -> Request<Body> {
+    let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !request.headers().get(EXPECT).is_some_and(expects) {
+        return request;
+    }
+    let told = Arc::new(Notify::new());
+    let tells = Arc::clone(&told);
+    let mut request = request.map(|body| {
+        body.after(async move {
+            // An application may say nothing, and no client waits for ever.
+            let _ = tokio::time::timeout(CONTINUE, told.notified()).await;
+        })
+    });
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            tells.notify_one();
+        }
+    });
+    request
 }
 
 /// The connections of one client's connection, the latest last.

@@ -10,7 +10,10 @@ use http::{Method, StatusCode, Version};
 /// Headers by which agents speak to applications and to one another: never an application's.
 const OURS: &str = "x-mesh-agent-";
 /// Never passed on, whether `Connection` names them or not (RFC 9110 §7.6.1).
-const HOP: [HeaderName; 3] = [
+const HOP: [HeaderName; 6] = [
+    CONNECTION,
+    TE,
+    UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("http2-settings"),
@@ -41,24 +44,29 @@ pub(super) fn ambiguity(parts: &Parts) -> Option<&'static str> {
 
 /// Removes what is not passed on. What is left of `Connection` and `Upgrade` is a wish to speak another protocol.
 pub(super) fn clean(headers: &mut HeaderMap, version: Version) {
-    let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11 && names(headers, "upgrade")).cloned();
-    for name in named(headers) {
-        headers.remove(name);
-    }
-    for name in HOP {
-        headers.remove(name);
-    }
-    headers.remove(CONNECTION);
-    headers.remove(UPGRADE);
-    let trailers = headers.get(TE).is_some_and(|te| te.to_str().is_ok_and(accepts_trailers));
-    headers.remove(TE);
-    if trailers {
+    let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11 && names(headers, "upgrade"));
+    let upgrade = upgrade.filter(|wanted| !carries_requests(wanted)).cloned();
+    let te = headers.get(TE).and_then(|te| te.to_str().ok()).is_some_and(accepts_trailers);
+    let named = named(headers);
+    let stays = |name: &HeaderName| !named.contains(name) && !HOP.contains(name);
+    retain(headers, stays);
+    if te {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     if let Some(protocol) = upgrade {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
+}
+
+/// Whether HTTP would be spoken on after the switch, where nobody reads it any more: requests that no rule is asked
+/// about. A server that is not asked to switch answers as it is (RFC 9110 §7.8).
+fn carries_requests(wanted: &HeaderValue) -> bool {
+    let Ok(wanted) = wanted.to_str() else { return true };
+    wanted.split(',').map(|protocol| protocol.trim().to_ascii_lowercase()).any(|protocol| {
+        ["h2c", "h2", "http", "tls", "connect-udp", "connect-ip"]
+            .contains(&protocol.split('/').next().unwrap_or_default())
+    })
 }
 
 /// Removes what is not passed on of a response, to a request of `version`.
@@ -76,9 +84,20 @@ pub(super) fn clean_response(parts: &mut http::response::Parts, version: Version
 
 /// Removes what only an agent may say.
 pub(super) fn disown(headers: &mut HeaderMap) {
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
+    retain(headers, |name| !name.as_str().starts_with(OURS));
+}
+
+/// Removes headers and leaves the others in their order, which [`HeaderMap::remove`] does not.
+fn retain(headers: &mut HeaderMap, stays: impl Fn(&HeaderName) -> bool) {
+    if headers.keys().all(&stays) {
+        return;
+    }
+    let mut last = None;
+    for (name, value) in std::mem::take(headers) {
+        last = name.or(last);
+        if let Some(name) = last.as_ref().filter(|name| stays(name)) {
+            headers.append(name.clone(), value);
+        }
     }
 }
 
@@ -184,6 +203,15 @@ mod tests {
             (&parts.headers["connection"], &parts.headers["upgrade"]),
             (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
         );
+    }
+
+    #[test]
+    fn nobody_switches_to_requests_that_nobody_reads() {
+        for wanted in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "TLS/1.0, HTTP/1.1"] {
+            let mut parts = parts("/", &[("connection", "upgrade, http2-settings"), ("upgrade", wanted)]);
+            clean(&mut parts.headers, Version::HTTP_11);
+            assert!(parts.headers.is_empty(), "{wanted}: {:?}", parts.headers);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::sync::oneshot;
 
-use crate::proxy::copy::Side;
+use crate::proxy::copy::{FIRST_CHUNK, Side};
 use crate::proxy::failure::Failure;
 use crate::proxy::secure::Buffers;
 use crate::telemetry::record::ConnectionRecord;
@@ -107,8 +107,9 @@ impl<S: Side> Returned<S> {
 impl<S: Side> Read for Io<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut scratch = self.buffers.scratch.borrow_mut();
-        let limit = buf.remaining().min(scratch.len());
-        let scratch = scratch.get_mut(..limit).unwrap_or_default();
+        // A side may need room for a whole record, whatever hyper has room for.
+        let most = scratch.len().min(FIRST_CHUNK);
+        let scratch = scratch.get_mut(..most).unwrap_or_default();
         let state = &mut *self.state.borrow_mut();
         match ready!(state.side.poll_fill(cx, scratch)) {
             Ok(true) => {}
@@ -119,7 +120,7 @@ impl<S: Side> Read for Io<S> {
             Err(failure) => return Poll::Ready(Err(state.fail(failure))),
         }
         let filled = state.side.filled(scratch);
-        let count = filled.len().min(limit);
+        let count = filled.len().min(buf.remaining());
         buf.put_slice(filled.get(..count).unwrap_or_default());
         state.side.consume(count);
         state.side.keep(scratch);

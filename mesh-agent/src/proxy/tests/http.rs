@@ -188,6 +188,38 @@ async fn a_failed_attempt_is_repeated_with_its_body_and_a_late_one_is_given_up()
 }
 
 #[tokio::test]
+async fn large_bodies_pass_whole_in_both_directions() {
+    for wire in [super::rig::RAW, super::rig::HBONE] {
+        let mesh = Mesh::new().speaking(wire);
+        let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+        let listener = cart.listen();
+        let vip = mesh.service("shop", &[(&cart, listener.local_addr().unwrap())]);
+        mesh.change(route("shop", vec![("/", rule(0, &[("shop", 1)]))]));
+        let content: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[usize::try_from(n % 3).unwrap()]).collect();
+        let sent = content.clone();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            read_head(&mut stream).await.unwrap();
+            let mut body = vec![0; sent.len()];
+            stream.read_exact(&mut body).await.unwrap();
+            assert!(body == sent, "what was sent has arrived");
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&body).await.unwrap();
+        });
+        let mut client = web.connect(vip).await;
+        let head = format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n\r\n", content.len());
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&content).await.unwrap();
+        let head = soon(read_head(&mut client)).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let mut body = vec![0; content.len()];
+        soon(client.read_exact(&mut body)).await.unwrap();
+        assert!(body == content, "what was answered has arrived");
+    }
+}
+
+#[tokio::test]
 async fn after_a_switch_of_protocols_bytes_pass_both_ways() {
     let mesh = Mesh::new();
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
