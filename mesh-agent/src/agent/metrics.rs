@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -26,6 +27,7 @@ pub(super) struct Board {
     pub(super) certificates: Arc<CertStore>,
     socket_control: SocketControl,
     pods: Mutex<Vec<PodReport>>,
+    failed_rechecks: AtomicU64,
 }
 
 impl fmt::Debug for Board {
@@ -37,11 +39,13 @@ impl fmt::Debug for Board {
 impl Board {
     pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, certificates: Arc<CertStore>) -> Self {
         let socket_control = probe::socket_control_at_start();
-        Self { kernel, snapshots, certificates, socket_control, pods: Mutex::default() }
+        let (pods, failed_rechecks) = (Mutex::default(), AtomicU64::default());
+        Self { kernel, snapshots, certificates, socket_control, pods, failed_rechecks }
     }
 
-    /// Puts up where every pod stands after a reconciliation.
-    pub(super) fn put(&self, pods: Vec<PodReport>) {
+    /// Puts up where every pod stands after a reconciliation, and how many re-checks have failed so far.
+    pub(super) fn put(&self, pods: Vec<PodReport>, failed_rechecks: u64) {
+        self.failed_rechecks.store(failed_rechecks, Ordering::Relaxed);
         *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = pods;
     }
 
@@ -76,7 +80,9 @@ impl BoardCollector {
             let labels = [("stage", stage), ("reason", reason)];
             ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
         }
-        Ok(())
+        let help = "Failed attempts to judge a pod's plaintext and native connections by newer rules";
+        let failed = ConstCounter::new(self.0.failed_rechecks.load(Ordering::Relaxed));
+        failed.encode(encoder.encode_descriptor("mesh_recheck_failures", help, None, MetricType::Counter)?)
     }
 
     fn kernel(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

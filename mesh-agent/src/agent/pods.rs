@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::inherited::Leaver;
-use super::stage::{Member, PodReport, Rules, Stage, generation, published};
+use super::stage::{Complaint, Member, PodReport, Rules, Stage, generation, published};
 
 use crate::capture::{EnrolledPod, Kernel, NotCaptured};
 use crate::control::{ControlError, Published};
@@ -37,6 +37,9 @@ pub(super) const LINGER: Duration = Duration::from_secs(3);
 const LENIENCY: Duration = Duration::from_secs(2);
 /// Pause between attempts to enrol a pod: its netns may come up late.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// Pause between attempts to end what newer rules forbid: where the kernel cannot, it never can.
+const RECHECK: Duration = Duration::from_secs(2);
 
 /// What the life of pods needs.
 pub(super) struct Parts {
@@ -65,6 +68,8 @@ pub(super) struct Pods {
     /// How often the maps have been written.
     pub(super) fillings: u32,
     pub(super) reaped: bool,
+    /// How often the connections of a pod could not be judged again.
+    pub(super) failed_rechecks: u64,
     /// None before the first look.
     pub(super) leavers: Option<Vec<Leaver>>,
 }
@@ -79,6 +84,7 @@ impl Pods {
             seen_outside: HashSet::new(),
             fillings: 0,
             reaped: false,
+            failed_rechecks: 0,
             leavers: None,
         }
     }
@@ -168,7 +174,7 @@ impl Pods {
                 let captured = Captured { generation: generation(), wire: self.parts.wire.clone() };
                 let lenient_until = lenient.then(|| now + LENIENCY);
                 let rules = Rules::of(workload, snapshot);
-                Stage::Joining(Member { pod, handle, captured, lenient_until, rules })
+                Stage::Joining(Member { pod, handle, captured, lenient_until, rules, complaint: Complaint::default() })
             }
             Err(why) => {
                 let known = matches!(self.stages.get(&workload.uid),
@@ -316,7 +322,7 @@ impl Pods {
     fn judge_again(&mut self, snapshot: &Snapshot) {
         for (workload, stage) in self.stages.values_mut() {
             if let Stage::Captured(member) = stage {
-                member.judge_again(workload, snapshot);
+                self.failed_rechecks += u64::from(!member.judge_again(workload, snapshot));
             }
         }
     }
@@ -327,7 +333,10 @@ impl Pods {
         let when = |stage: &Stage| match stage {
             Stage::Failed { again, .. } => Some(*again),
             Stage::Joining(_) | Stage::Draining(_) => Some(Instant::now() + POLL),
-            Stage::Captured(member) => member.lenient_until,
+            Stage::Captured(member) => {
+                let recheck = member.complaint.stands().then(|| Instant::now() + RECHECK);
+                member.lenient_until.into_iter().chain(recheck).min()
+            }
             Stage::Leaving { until, .. } => Some(*until),
         };
         let stages = self.stages.values().filter_map(|(_, stage)| when(stage));

@@ -92,7 +92,7 @@ impl PodsThread {
             self.ready.lacks(Condition::Pods, format!("joining: {}", joining.join(", ")));
         }
         self.ready.holds(Condition::Source);
-        self.board.put(report);
+        self.board.put(report, pods.failed_rechecks);
         if pods.stand()
             && let Some(standing) = self.standing.take()
         {

@@ -39,6 +39,30 @@ pub(super) struct Member {
     pub(super) captured: Captured,
     pub(super) lenient_until: Option<Instant>,
     pub(super) rules: Rules,
+    pub(super) complaint: Complaint,
+}
+
+/// Why something that is tried again and again fails: news only when the cause is another one.
+#[derive(Default)]
+pub(super) struct Complaint(Option<String>);
+
+impl Complaint {
+    /// It has failed once more. Returns whether nobody has been told of this cause.
+    fn is_news(&mut self, cause: String) -> bool {
+        let news = self.0.as_ref() != Some(&cause);
+        self.0 = Some(cause);
+        news
+    }
+
+    /// It has worked.
+    fn over(&mut self) {
+        self.0 = None;
+    }
+
+    /// Whether it has failed and not worked since.
+    pub(super) fn stands(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 /// What the connections of a pod that came in without the agent were last judged by.
@@ -78,23 +102,28 @@ impl Member {
     }
 
     /// Ends the connections that came in without the agent and that newer rules forbid. Those of the agent are its
-    /// proxy's to end.
-    pub(super) fn judge_again(&mut self, workload: &Workload, snapshot: &Snapshot) {
+    /// proxy's to end. Returns whether that could be done; if not, it is to be tried again.
+    pub(super) fn judge_again(&mut self, workload: &Workload, snapshot: &Snapshot) -> bool {
         let rules = Rules::of(workload, snapshot);
         if self.rules == rules {
-            return;
+            return true;
         }
         match self.pod.end_direct(|connection| may_stay(workload, snapshot, connection)) {
             Ok(ended) => {
                 self.rules = rules;
+                self.complaint.over();
                 for DirectConnection { local, peer, client } in ended {
                     let (pod, lane) = (workload.display_name(), if client.is_some() { "native" } else { "plaintext" });
                     tracing::info!(%pod, %peer, %local, lane, outcome = "revoked", "connection ended by newer rules");
                 }
+                true
             }
             Err(error) => {
-                let pod = workload.display_name();
-                tracing::error!(%pod, %error, "connections could not be judged again");
+                if self.complaint.is_news(error.to_string()) {
+                    let pod = workload.display_name();
+                    tracing::error!(%pod, %error, "connections could not be judged again; trying again");
+                }
+                false
             }
         }
     }
@@ -121,4 +150,20 @@ pub(super) fn published(workload: &Workload, captured: Captured) -> Published {
 pub(super) fn generation() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once_until_it_is_over_or_another_one() {
+        let mut complaint = Complaint::default();
+        let told = ["a", "a", "b", "b", "a"].map(|cause| complaint.is_news(cause.to_owned()));
+        assert_eq!(told, [true, false, true, false, true]);
+        assert!(complaint.stands());
+        complaint.over();
+        assert!(!complaint.stands());
+        assert!(complaint.is_news("a".to_owned()));
+    }
 }

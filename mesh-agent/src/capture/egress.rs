@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHashMap, MapData};
@@ -29,12 +30,14 @@ pub(super) struct Tables {
     written: HashMap<ServiceKey, AdmittedValue>,
     /// The snapshot that it was last brought up to date with.
     generation: Option<u64>,
+    /// Whether the hooks of datagrams are in force, as far as this agent has brought them there.
+    hooked: Option<bool>,
 }
 
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
         let (admitted, told) = (take(ebpf, "admitted")?, take(ebpf, "told")?);
-        Ok(Self { admitted, told, written: HashMap::new(), generation: None })
+        Ok(Self { admitted, told, written: HashMap::new(), generation: None, hooked: None })
     }
 
     /// Room for telling the pod's refusals, if it has any to expect.
@@ -76,6 +79,11 @@ impl Tables {
         Ok(())
     }
 
+    /// Another agent may have changed the hooks.
+    pub(super) fn look_again(&mut self) {
+        self.hooked = None;
+    }
+
     fn keep(&mut self, wanted: impl Fn(&ServiceKey) -> bool) {
         let admitted = &mut self.admitted;
         self.written.retain(|key, _| {
@@ -115,14 +123,29 @@ impl Kernel {
         if !self.in_force() {
             return Ok(());
         }
-        let pins = DATAGRAM.map(|name| (name, self.config.links().join(name)));
-        let missing = pins.iter().any(|(_, pin)| !pin.exists());
-        if flags & POD_REFUSES_OUTSIDE == 0 {
-            return pins
-                .iter()
-                .try_for_each(|(name, pin)| links::remove(pin).map_err(|e| CaptureError::kernel(name, &e)));
+        let wanted = flags & POD_REFUSES_OUTSIDE != 0;
+        if maps.egress.hooked == Some(wanted) {
+            return Ok(());
         }
-        if !missing {
+        // What fails half-way is begun again.
+        maps.egress.hooked = None;
+        if wanted { self.hook_datagrams() } else { self.unhook_datagrams() }?;
+        maps.egress.hooked = Some(wanted);
+        Ok(())
+    }
+
+    fn datagram_pins(&self) -> [(&'static str, PathBuf); 4] {
+        DATAGRAM.map(|name| (name, self.config.links().join(name)))
+    }
+
+    fn unhook_datagrams(&self) -> Result<(), CaptureError> {
+        let mut pins = self.datagram_pins().into_iter();
+        pins.try_for_each(|(name, pin)| links::remove(&pin).map_err(|e| CaptureError::kernel(name, &e)))
+    }
+
+    fn hook_datagrams(&self) -> Result<(), CaptureError> {
+        let pins = self.datagram_pins();
+        if pins.iter().all(|(_, pin)| pin.exists()) {
             return Ok(());
         }
         let path = &self.config.cgroup;

@@ -86,6 +86,7 @@ impl Kernel {
             keep(self.install_lookup(&pod.netns));
         }
         keep(self.attach());
+        self.lock_maps().egress.look_again();
         first_error
     }
 

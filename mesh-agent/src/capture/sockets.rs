@@ -47,7 +47,8 @@ impl EnrolledPod {
     /// Blocks for a grace period of the kernel and the length of a dump: not for an async thread.
     ///
     /// # Errors
-    /// When sockets cannot be listed, or the kernel lacks CONFIG_INET_DIAG_DESTROY.
+    /// When sockets cannot be listed, or the kernel lacks CONFIG_INET_DIAG_DESTROY; one that cannot be ended keeps no
+    /// other from being ended.
     pub fn end_direct(&self, may_stay: impl Fn(&DirectConnection) -> bool) -> io::Result<Vec<DirectConnection>> {
         // A look-up that read the old rules has put its connection among the sockets by then.
         sys::wait_for_readers();
@@ -56,6 +57,7 @@ impl EnrolledPod {
             let listening: HashSet<u16> =
                 sockets.iter().filter(|s| s.header.state == LISTEN).map(|s| s.header.socket_id.source_port).collect();
             let mut ended = Vec::new();
+            let mut failed = None;
             for socket in sockets.iter().filter(|socket| LIVE.contains(&socket.header.state)) {
                 let mut connection = connection(&socket.header.socket_id);
                 connection.client = self.records.client(self.netns.cookie, connection.local, connection.peer);
@@ -66,11 +68,12 @@ impl EnrolledPod {
                     match destroy(socket) {
                         // It ended by itself meanwhile.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        other => other.map(|()| ended.push(connection))?,
+                        Ok(()) => ended.push(connection),
+                        Err(error) => failed = Some(error),
                     }
                 }
             }
-            Ok(ended)
+            failed.map_or(Ok(ended), Err)
         })
     }
 }

@@ -142,6 +142,30 @@ fn a_killed_agents_hooks_refuse_on_and_the_next_agent_takes_them_over() -> Resul
     })
 }
 
+/// What an agent is told while an earlier one's programs decide holds from the moment in which its own do.
+#[test]
+fn a_rule_that_came_while_an_agent_was_staged_holds_when_it_comes_into_force() -> Result<()> {
+    node(|bench| {
+        let (client, outside) = (bench.pod("client")?, bench.pod("outside")?);
+        let free = captured_workload(&client, PeerMode::Permissive);
+        let _gone = bench.enrol(free.clone())?;
+        let attached = bpf::attached_to_cgroup(&bench.config.cgroup)?;
+        let to = SocketAddr::new(outside.ip(), 9000);
+        let again = mesh_agent::capture::Kernel::start(bench.config.clone())?;
+        bench.workloads = vec![refusing(free).into()];
+        let snapshot = bench.snapshot();
+        again.sync(&snapshot)?;
+        again.guard(&bench.workloads[0], &snapshot)?;
+        ensure!(bpf::attached_to_cgroup(&bench.config.cgroup)? == attached, "it meddles before it is in force");
+        client.netns().run(|| WAYS[1].1(to))??;
+        again.come_into_force()?;
+        for (how, way) in WAYS {
+            refused_way(&client, how, way, to)?;
+        }
+        refused(&client, SocketAddr::new(outside.ip(), 8080))
+    })
+}
+
 #[test]
 fn an_opt_out_that_counts_is_a_way_out() -> Result<()> {
     world(|bench, world| {
