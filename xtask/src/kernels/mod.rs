@@ -27,7 +27,7 @@ const SUITES: [&str; 3] = ["kernel_capture", "kernel_egress", "kernel_native"];
 /// A test that stays outside: its kubelet is a Python program, and the guest has no Python.
 const OUTSIDE: &str = "probes::a_kubelet_that_comes_back_in_another_cgroup_is_followed_by_its_port";
 /// An emulated processor is some twenty times slower, and shares the machine.
-const WITHIN: Duration = Duration::from_secs(1500);
+const WITHIN: Duration = Duration::from_secs(2400);
 
 struct Options {
     kernels: Vec<&'static Kernel>,
