@@ -2,9 +2,9 @@
 //!
 //! `TCP_CONNECT_CB` runs before the SYN, with both ports known. A record goes when the receiver's side is
 //! established or the client's socket closes, whichever is first; the receiver's look-up removes nothing,
-//! because SYN retransmits and SYN cookies look up again. A native connection's record stays, marked as live, until both
-//! sockets are closed: a server that still reads what a client has left is judged by who that was. The client's close
-//! is told to the agent with what the connection carried.
+//! because SYN retransmits and SYN cookies look up again. A native connection's record stays, marked as live, until
+//! both sockets are closed: a server that still reads what a client has left is judged by who that was. The client's
+//! close is told to the agent with what the connection carried.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
