@@ -20,7 +20,7 @@ use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
 use crate::model::service::Endpoint;
 use crate::model::workload::Workload;
-use crate::policy::{Flow, Permit, authorize, facts};
+use crate::policy::{Flow, Permit, authorize_delivery, facts};
 use crate::snapshot::Snapshot;
 
 /// What has been found on the way.
@@ -276,7 +276,7 @@ impl<'a> Walk<'a> {
             peer: client.map_or(PeerIdentity::Unknown, |client| PeerIdentity::Verified(client.identity.clone())),
             source_ip: self.client_ip(to).unwrap_or(to.ip()),
         };
-        authorize(self.snapshot, flow)
+        authorize_delivery(self.snapshot, flow).map(|(permit, _)| permit)
     }
 
     /// An agent decides.

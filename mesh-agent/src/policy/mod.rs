@@ -171,6 +171,20 @@ pub fn authorize_http(snapshot: &Snapshot, flow: Flow) -> Result<Permit, Denial>
     Ok(Permit { generation: snapshot.generation(), rule, flow, reads_requests: true })
 }
 
+/// Decides one flow at the node that delivers it: where rules ask for requests somebody reads them ([`authorize_http`]),
+/// elsewhere nobody does ([`authorize`]). Which it is comes with the permit.
+///
+/// # Errors
+/// The denial, naming the rule.
+pub fn authorize_delivery(snapshot: &Snapshot, flow: Flow) -> Result<(Permit, Requests), Denial> {
+    let requests = requests(snapshot, &flow.destination, flow.port);
+    let permit = match requests {
+        Requests::Ignored => authorize(snapshot, flow)?,
+        Requests::Audited | Requests::Enforced => authorize_http(snapshot, flow)?,
+    };
+    Ok((permit, requests))
+}
+
 /// Decides one request on `flow`, at the server's node. To be asked of each request with the snapshot then in force.
 ///
 /// # Errors

@@ -23,7 +23,7 @@ use super::{connect, hbone, http, raw, serve};
 use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
 use crate::model::workload::Workload;
-use crate::policy::{self, Flow, Permit, Requests, authorize, authorize_http};
+use crate::policy::{Flow, Permit, Requests, authorize_delivery};
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::{Lane, Reporter};
 use crate::telemetry::record::{ConnectionRecord, Ending, Party};
@@ -180,12 +180,8 @@ pub(super) async fn deliver(
         peer: client.identity.clone(),
         source_ip: client.addr.ip(),
     };
-    let requests = policy::requests(&snapshot, &workload.uid, target.port());
-    let permit = match requests {
-        Requests::Ignored => authorize(&snapshot, flow)?,
-        // The lane is chosen again here, whatever the client's node has made of the connection (design §1).
-        Requests::Audited | Requests::Enforced => authorize_http(&snapshot, flow)?,
-    };
+    // The lane is chosen again here, whatever the client's node has made of the connection (design §1).
+    let (permit, requests) = authorize_delivery(&snapshot, flow)?;
     record.rule = permit.rule().map(Arc::clone);
     // In the same turn as the decision: no newer snapshot can slip in between unseen.
     let live = worker.live.enter(Standing::Permit(permit.clone()));

@@ -124,7 +124,7 @@ impl AccessLog {
     }
 
     /// Queues one line; drops and counts it when the buffer is full. Never blocks on IO.
-    pub fn write(&self, line: &Line<'_>) {
+    pub fn write(&self, line: &impl Serialize) {
         let mut text = Vec::with_capacity(LINE_BYTES);
         if serde_json::to_writer(&mut text, line).is_err() {
             self.shared.dropped.fetch_add(1, Relaxed);

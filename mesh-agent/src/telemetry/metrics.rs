@@ -38,6 +38,12 @@ struct ByReason {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAnswer {
+    reporter: Reporter,
+    reason: &'static str,
+}
+
 /// One handle per direction, resolved once.
 #[derive(Clone, Debug)]
 struct PerReporter<M> {
@@ -72,6 +78,7 @@ pub struct Metrics {
     denials: Family<ByPolicy, Counter>,
     shed: Family<ByReason, Counter>,
     refused_requests: Family<ByReason, Counter>,
+    answers: Family<ByAnswer, Counter>,
     accept_errors: Counter,
 }
 
@@ -89,6 +96,7 @@ impl Metrics {
             denials: Family::default(),
             shed: Family::default(),
             refused_requests: Family::default(),
+            answers: Family::default(),
             accept_errors: Counter::default(),
         };
         registry.register("mesh_connections_live", "Accepted connections that have not ended", live);
@@ -102,6 +110,8 @@ impl Metrics {
         registry.register("mesh_connections_shed", help, metrics.shed.clone());
         let help = "Tunnel requests that were not for the pod they came in by, or not requests at all";
         registry.register("mesh_tunnel_requests_refused", help, metrics.refused_requests.clone());
+        let help = "Requests that the mesh answered itself, by why";
+        registry.register("mesh_request_answers", help, metrics.answers.clone());
         let help = "accept() calls that failed, e.g. for lack of file descriptors";
         registry.register("mesh_accept_errors", help, metrics.accept_errors.clone());
         metrics
@@ -139,6 +149,11 @@ impl Metrics {
     /// Counts a refused tunnel request; `reason` is a word of a closed set.
     pub fn refused_request(&self, reason: &'static str) {
         self.refused_requests.get_or_create_owned(&ByReason { reason }).inc();
+    }
+
+    /// Counts a request that the mesh answered itself; `reason` is a word of a closed set.
+    pub fn answered(&self, reporter: Reporter, reason: &'static str) {
+        self.answers.get_or_create_owned(&ByAnswer { reporter, reason }).inc();
     }
 
     /// Counts a failed `accept()`.

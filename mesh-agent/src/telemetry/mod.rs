@@ -4,6 +4,7 @@
 //! decides nothing and never blocks the data path.
 
 pub mod access_log;
+pub mod answer;
 pub mod labels;
 pub mod metrics;
 pub mod record;

@@ -259,7 +259,7 @@ impl Drop for ConnectionRecord {
     }
 }
 
-fn side(party: &Party) -> Side<'_> {
+pub(super) fn side(party: &Party) -> Side<'_> {
     Side {
         workload: party.workload.as_deref(),
         namespace: party.namespace.as_deref(),

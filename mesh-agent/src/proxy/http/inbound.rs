@@ -27,8 +27,9 @@ use crate::proxy::tcp::TcpSide;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Pod, Worker};
 use crate::route::{Answer, AnswerReason, RequestView};
+use crate::telemetry::answer::Answered;
 use crate::telemetry::labels::{Lane, Reporter};
-use crate::telemetry::record::ConnectionRecord;
+use crate::telemetry::record::{ConnectionRecord, Party};
 
 /// What answers the requests of one connection to an application.
 struct Inbound {
@@ -42,6 +43,9 @@ struct Inbound {
     kept: Kept,
     h2: bool,
     switched: Switched,
+    /// For the log.
+    source: Party,
+    destination: Party,
 }
 
 /// The application's side of a connection.
@@ -127,6 +131,8 @@ async fn serve<S: Side + 'static>(worker: &Rc<Worker>, application: Application,
         kept: Kept::default(),
         h2,
         switched: Rc::clone(&switched),
+        source: client.record.source.clone(),
+        destination: client.record.destination.clone(),
     };
     if let Ok(connection) = Connection::open(worker, Upstream::Plain(server), handler.to()).await {
         handler.kept.keep(connection);
@@ -146,12 +152,12 @@ impl Inbound {
         let version = parts.version;
         if let Some(why) = hop::ambiguity(&parts) {
             let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), why);
-            return Ok(reply::closing(answer, version));
+            return Ok(self.reply(answer, &parts, None));
         }
         hop::disown(&mut parts.headers);
         if let Err(denial) = self.authorize(&parts) {
             let answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
-            return Ok(reply::response(answer, version));
+            return Ok(self.reply(answer, &parts, Some(&denial)));
         }
         hop::clean(&mut parts.headers, version);
         hop::convert(&mut parts, self.h2);
@@ -160,7 +166,7 @@ impl Inbound {
             Ok((response, connection)) => Ok(self.pass_on(response, connection, &parts)),
             // The application's own word to its client: the stream, or the connection, ends as it ended.
             Err(Err(error)) => Err(error.into()),
-            Err(Ok(failure)) => Ok(reply::response(reply::unsent(&failure, &RequestView::of(&parts)), version)),
+            Err(Ok(failure)) => Ok(self.reply(reply::unsent(&failure, &RequestView::of(&parts)), &parts, None)),
         }
     }
 
@@ -172,13 +178,28 @@ impl Inbound {
         for policy in audited(&snapshot, flow, Some(&facts)) {
             tracing::info!(%policy, peer = %flow.peer, method = %parts.method, path = parts.uri.path(), "audited");
         }
-        let verdict = authorize_request(flow, &facts, &snapshot);
-        if let Err(denial) = &verdict {
-            self.worker.shared.telemetry.metrics().denied(&denial.rule, denial.outcome);
-            tracing::info!(rule = %denial.rule, peer = %flow.peer, method = %parts.method, path = parts.uri.path(),
-                reason = %denial.reason, "request denied");
+        authorize_request(flow, &facts, &snapshot).map(|_permit| ())
+    }
+
+    /// An answer of ours, counted and logged as such.
+    fn reply(&self, answer: Answer, request: &Parts, denial: Option<&Denial>) -> Response<Body> {
+        let telemetry = &self.worker.shared.telemetry;
+        if let Some(denial) = denial {
+            telemetry.metrics().denied(&denial.rule, denial.outcome);
         }
-        verdict.map(|_permit| ())
+        telemetry.answered(&Answered {
+            reporter: Reporter::Inbound,
+            source: &self.source,
+            destination: &self.destination,
+            service: None,
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            status: answer.status.as_u16(),
+            reason: answer.reason.as_str(),
+            detail: &answer.detail,
+            rule: denial.map(|denial| &*denial.rule),
+        });
+        reply::response(answer, request.version)
     }
 
     fn to(&self) -> To {

@@ -30,13 +30,29 @@ use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Pod, Worker};
 use crate::route::{self, Answer, AnswerReason, Dialled, Forward, RequestView, Step};
 use crate::snapshot::Snapshot;
-use crate::telemetry::labels::{Lane, Security};
+use crate::telemetry::answer::Answered;
+use crate::telemetry::labels::{Lane, Reporter, Security, ServiceName};
 use crate::telemetry::record::{ConnectionRecord, Party};
+
+/// Why a request has no response of an application's.
+enum Unserved {
+    /// The mesh answers.
+    Answer(Box<Answer>),
+    /// The application has reset the stream.
+    Reset(BodyError),
+}
+
+impl From<Answer> for Unserved {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer))
+    }
+}
 
 /// What answers the requests of one captured connection.
 struct Outbound {
     caller: Rc<Caller>,
     dialled: SocketAddr,
+    service: Option<ServiceName>,
     switched: Switched,
 }
 
@@ -108,8 +124,12 @@ impl Start {
         }
         let caller = Caller { worker: Rc::clone(worker), pod: self.pod, source: self.source, peer: self.peer, kept };
         let switched = Switched::default();
-        let handler =
-            Outbound { caller: Rc::new(caller), dialled: self.dialled.addr(), switched: Rc::clone(&switched) };
+        let handler = Outbound {
+            caller: Rc::new(caller),
+            dialled: self.dialled.addr(),
+            service: record.service.clone(),
+            switched: Rc::clone(&switched),
+        };
         let record = Rc::new(record);
         let client = Client { side, spoken, live: &live, record: Rc::clone(&record) };
         let served = downstream::serve(worker, client, Rc::new(handler), &switched).await;
@@ -134,27 +154,51 @@ impl Outbound {
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
         let arrived = Instant::now();
         let (mut parts, incoming) = request.into_parts();
-        let version = parts.version;
-        if let Some(why) = hop::ambiguity(&parts) {
-            let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), why);
-            return Ok(reply::closing(answer, version));
+        match self.serve(&mut parts, incoming, arrived).await {
+            Ok(response) => Ok(response),
+            Err(Unserved::Answer(answer)) => Ok(self.reply(*answer, &parts)),
+            Err(Unserved::Reset(error)) => Err(error),
+        }
+    }
+
+    async fn serve(&self, parts: &mut Parts, body: Incoming, arrived: Instant) -> Result<Response<Body>, Unserved> {
+        if let Some(why) = hop::ambiguity(parts) {
+            return Err(Answer::new(AnswerReason::BadRequest, &RequestView::of(parts), why).into());
         }
         hop::disown(&mut parts.headers);
-        hop::clean(&mut parts.headers, version);
+        hop::clean(&mut parts.headers, parts.version);
         let snapshot = self.caller.worker.shared.snapshots.load();
         let Some((service, routes)) = self.routes(&snapshot) else {
-            let answer = Answer::new(AnswerReason::NoEndpoints, &RequestView::of(&parts), "the Service is gone");
-            return Ok(reply::response(answer, version));
+            return Err(Answer::new(AnswerReason::NoEndpoints, &RequestView::of(parts), "the Service is gone").into());
         };
-        let forward = match routes.as_deref().map(|routes| self.begin(routes, &parts)) {
+        let forward = match routes.as_deref().map(|routes| self.begin(routes, parts)) {
             None => None,
             Some(Step::Forward(forward)) => Some(forward),
-            Some(Step::Answer(answer)) => return Ok(reply::response(answer, version)),
+            Some(Step::Answer(answer)) => return Err(answer.into()),
         };
         let service = forward.as_ref().map_or(service, |forward| forward.target.clone());
-        let h2 = speaks_http2(&snapshot, &service, version);
+        let h2 = speaks_http2(&snapshot, &service, parts.version);
         drop(snapshot);
-        self.forward(parts, incoming, Plan { service, forward: forward.as_ref(), h2, arrived }).await
+        self.forward(parts, body, Plan { service, forward: forward.as_ref(), h2, arrived }).await
+    }
+
+    /// An answer of ours, counted and logged as such.
+    fn reply(&self, answer: Answer, request: &Parts) -> Response<Body> {
+        let mut source = Party::from(self.caller.peer);
+        source.name(&self.caller.source);
+        self.caller.worker.shared.telemetry.answered(&Answered {
+            reporter: Reporter::Outbound,
+            source: &source,
+            destination: &Party::from(self.dialled),
+            service: self.service.as_ref(),
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            status: answer.status.as_u16(),
+            reason: answer.reason.as_str(),
+            detail: &answer.detail,
+            rule: None,
+        });
+        reply::response(answer, request.version)
     }
 
     /// The service port dialled, and its routes for this client.
@@ -170,18 +214,20 @@ impl Outbound {
         route::begin(routes, &RequestView::of(parts), dialled, |rule| balancer.pick_backend(rule))
     }
 
-    async fn forward(&self, parts: Parts, incoming: Incoming, plan: Plan<'_>) -> Result<Response<Body>, BodyError> {
+    async fn forward(&self, parts: &Parts, body: Incoming, plan: Plan<'_>) -> Result<Response<Body>, Unserved> {
         let mirrors = plan.forward.map(|forward| forward.mirrors(|n| rand::random_range(0..n.max(1))));
         let mirrors: Vec<ServiceRef> = mirrors.into_iter().flatten().cloned().collect();
         let retries = plan.forward.is_some_and(|forward| forward.rule.retry.is_some());
-        let mut source = Source::new(incoming, retries || !mirrors.is_empty());
-        let exchanged = self.caller.exchange(&plan, &parts, &mut source).await;
-        mirror::send(&self.caller, mirrors, &parts, &source);
+        let mut source = Source::new(body, retries || !mirrors.is_empty());
+        let exchanged = self.caller.exchange(&plan, parts, &mut source).await;
+        mirror::send(&self.caller, mirrors, parts, &source);
         match exchanged {
-            Ok(exchange) => Ok(self.pass_on(exchange, &parts, &plan)),
+            Ok(exchange) => Ok(self.pass_on(exchange, parts, &plan)),
             // The application's own word to its client.
-            Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && is_reset(&error) => Err(error.into()),
-            Err(unanswered) => Ok(reply::response(unanswered.answer(&RequestView::of(&parts)), parts.version)),
+            Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && is_reset(&error) => {
+                Err(Unserved::Reset(error.into()))
+            }
+            Err(unanswered) => Err(unanswered.answer(&RequestView::of(parts)).into()),
         }
     }
 

@@ -14,13 +14,8 @@ pub(super) fn response(answer: Answer, version: Version) -> Response<Body> {
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     *response.version_mut() = version;
-    response
-}
-
-/// [`response`], and the end of an HTTP/1 connection: what follows on it cannot be trusted.
-pub(super) fn closing(answer: Answer, version: Version) -> Response<Body> {
-    let mut response = response(answer, version);
-    if version < Version::HTTP_2 {
+    if answer.reason == AnswerReason::BadRequest && version < Version::HTTP_2 {
+        // What follows on the connection cannot be trusted.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

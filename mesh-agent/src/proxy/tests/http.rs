@@ -112,8 +112,12 @@ async fn each_request_of_a_connection_goes_where_its_rule_says() {
     let (head, _) = ask(&mut client, "GET /three HTTP/1.1\r\nHost: shop\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 404") && head.contains("x-mesh-agent-reason: no_route"), "{head}");
     drop(client);
-    let line = mesh.a.log.wait(1).await;
-    assert!(line.iter().any(|line| line["lane"] == "http" && line["outcome"] == "ok"), "{line:#?}");
+    let lines = mesh.a.log.wait(2).await;
+    assert!(lines.iter().any(|line| line["lane"] == "http" && line["outcome"] == "ok"), "{lines:#?}");
+    let ours = lines.iter().find(|line| line["answered"] == "no_route").expect("the answer of the mesh is logged");
+    assert_eq!((&ours["path"], &ours["status"]), (&"/three".into(), &404.into()));
+    assert_eq!(ours["destination"]["service"], "shop/shop");
+    mesh.a.metric_reaches("mesh_request_answers_total{reporter=\"outbound\",reason=\"no_route\"}", 1.0).await;
 }
 
 #[tokio::test]
@@ -306,6 +310,9 @@ async fn the_servers_node_judges_each_request_of_a_raw_tunnel() {
             assert!(soon(told.recv()).await.unwrap().starts_with("GET /shop"), "the application saw a denied request");
         }
         assert!(told.try_recv().is_err());
+        let lines = mesh.b.log.wait(3).await;
+        assert!(lines.iter().all(|line| line["answered"] != "denied" || line["rule"] == "shop/no-admin"), "{lines:#?}");
+        mesh.b.metric_reaches("mesh_denials_total{policy=\"shop/no-admin\",outcome=\"denied\"}", 3.0).await;
 
         let mut other = web.connect(addr).await;
         other.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
