@@ -336,5 +336,5 @@ pub fn lookup(view: &impl LookupView) -> LookupVerdict {
 }
 
 #[cfg(test)]
-#[path = "decide_tests.rs"]
+#[path = "decide_tests/mod.rs"]
 mod tests;
