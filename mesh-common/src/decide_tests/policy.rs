@@ -21,7 +21,8 @@ proptest! {
         entries in proptest::collection::hash_map((1u8..4, 0u8..3, 0u16..4), 0u32..6, 0..20),
         policy in 0u8..4, identity in 0u8..3, port in 1u16..4,
     ) {
-        let own = entries.get(&(policy, identity, port)).or_else(|| entries.get(&(policy, identity, ANY_PORT))).copied();
+        let entry = |port| entries.get(&(policy, identity, port)).copied();
+        let own = entry(port).or_else(|| entry(ANY_PORT));
         let expected = match own {
             _ if policy == 0 => Verdict::Allow,
             Some(POLICY_ALLOW) => Verdict::Allow,
