@@ -130,8 +130,8 @@ fn routed(mesh: &Mesh, name: &str, ip: &str) -> Result<SocketAddr> {
     mesh.objects().put(
         &format!("service-{name}"),
         &format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: {name}}}\nspec:\n  clusterIPs: [{ip}]\n  \
-             selector: {{app: {name}}}\n  ports: [{{name: http, port: 80, targetPort: {PORT}}}]\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: {name}}}\nspec:\n  \
+             clusterIPs: [{ip}]\n  selector: {{app: {name}}}\n  ports: [{{name: http, port: 80, targetPort: {PORT}}}]\n"
         ),
     )?;
     let set = "{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-routed, value: \"yes\"}]}}";

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
+use super::http::in_flight::InFlight;
 use crate::model::outcome::Outcome;
 use crate::model::workload::WorkloadUid;
 use crate::policy::{Denial, NO_SUCH_WORKLOAD, Permit};
@@ -60,6 +61,8 @@ impl Switch {
 pub(super) enum Standing {
     /// Inbound: a policy decision.
     Permit(Permit),
+    /// Inbound: the same, of a connection whose requests are read; and each request that is not over.
+    Requests(Permit, Rc<InFlight>),
     /// Outbound: the destination is still a workload. `None` = outside the mesh, nothing to judge.
     Destination(Option<WorkloadUid>),
 }
@@ -68,6 +71,10 @@ impl Standing {
     fn judge(&self, snapshot: &Snapshot) -> Result<(), Denial> {
         match self {
             Self::Permit(permit) => permit.recheck(snapshot).map(|_| ()),
+            Self::Requests(permit, in_flight) => {
+                permit.recheck(snapshot)?;
+                in_flight.judge(permit.flow(), snapshot)
+            }
             Self::Destination(Some(uid)) if snapshot.workload(uid).is_none() => Err(Denial {
                 outcome: Outcome::Denied,
                 rule: NO_SUCH_WORKLOAD.into(),

@@ -1,5 +1,6 @@
 //! A client's connection: hyper reads its requests, a [`Handler`] answers them.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -42,7 +43,14 @@ pub(super) trait Handler: 'static {
 
 /// The connection to the application after a response that switches protocols. Left by the handler, taken when the
 /// client's connection has sent that response.
-pub(super) type Switched = Rc<RefCell<Option<oneshot::Receiver<Prefixed<Upstream>>>>>;
+pub(super) type Switched = Rc<RefCell<Option<Switch>>>;
+
+/// What gives the connection, and what the request that led to it keeps as long as it lasts.
+pub(super) struct Switch {
+    /// `None`: it cannot be had.
+    pub(super) server: Option<oneshot::Receiver<Prefixed<Upstream>>>,
+    pub(super) _held: Box<dyn Any>,
+}
 
 /// A client's connection.
 pub(in crate::proxy) struct Client<'a, S> {
@@ -179,12 +187,12 @@ async fn finish<S: Side>(worker: &Worker, back: &mut Returned<S>, live: &Live) -
 async fn copy<S: Side>(
     worker: &Rc<Worker>,
     client: &mut S,
-    switched: oneshot::Receiver<Prefixed<Upstream>>,
+    switched: Switch,
     live: &Live,
     record: &ConnectionRecord,
 ) -> Result<(), Failure> {
     let lost = || Failure::Reset("server");
-    let server = tokio::time::timeout(SWITCH, switched).await;
+    let server = tokio::time::timeout(SWITCH, switched.server.ok_or_else(lost)?).await;
     let mut server = server.map_err(|_| lost())?.map_err(|_| lost())?;
     let copied = both_ways(client, &mut server, &worker.buffers.scratch, live.switch(), record.meter()).await;
     match &copied {

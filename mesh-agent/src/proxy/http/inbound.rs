@@ -12,7 +12,8 @@ use hyper::body::Incoming;
 use super::attempt::{Source, copy};
 use super::body::{Body, BodyError};
 use super::conn::{Connection, Kept, SendError, To};
-use super::downstream::{self, Answering, Client, Handler, Served, Switched};
+use super::downstream::{self, Answering, Client, Handler, Served, Switch, Switched};
+use super::in_flight::{Guard, InFlight};
 use super::prefixed::Prefixed;
 use super::protocol::{self, Spoken};
 use super::{hop, reply};
@@ -43,6 +44,7 @@ struct Inbound {
     kept: Kept,
     h2: bool,
     switched: Switched,
+    in_flight: Rc<InFlight>,
     /// For the log.
     source: Party,
     destination: Party,
@@ -122,6 +124,8 @@ async fn serve<S: Side + 'static>(worker: &Rc<Worker>, application: Application,
     let Application { pod, from, target, permit, server } = application;
     let h2 = client.spoken == Spoken::Http2;
     let switched = Switched::default();
+    let in_flight = Rc::<InFlight>::default();
+    client.live.stand_on(Standing::Requests(permit.clone(), Rc::clone(&in_flight)));
     let handler = Inbound {
         worker: Rc::clone(worker),
         pod,
@@ -131,6 +135,7 @@ async fn serve<S: Side + 'static>(worker: &Rc<Worker>, application: Application,
         kept: Kept::default(),
         h2,
         switched: Rc::clone(&switched),
+        in_flight: Rc::clone(&in_flight),
         source: client.record.source.clone(),
         destination: client.record.destination.clone(),
     };
@@ -159,11 +164,15 @@ impl Inbound {
             let answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
             return Ok(self.reply(answer, &parts, Some(&denial)));
         }
+        // In the same turn as the decision.
+        let asked = Rc::new(parts);
+        let guard = self.in_flight.enter(&asked);
+        let mut parts = copy(&asked);
         hop::clean(&mut parts.headers, version);
         hop::convert(&mut parts, self.h2);
         let mut source = Source::new(incoming, false);
         match self.exchange(&parts, &mut source).await {
-            Ok((response, connection)) => Ok(self.pass_on(response, connection, &parts)),
+            Ok((response, connection)) => Ok(self.pass_on(response, connection, &parts, guard)),
             // The application's own word to its client: the stream, or the connection, ends as it ended.
             Err(Err(error)) => Err(error.into()),
             Err(Ok(failure)) => Ok(self.reply(reply::unsent(&failure, &RequestView::of(&parts)), &parts, None)),
@@ -236,16 +245,22 @@ impl Inbound {
         Connection::open(&self.worker, Upstream::Plain(TcpSide::new(stream, "server")), self.to()).await
     }
 
-    fn pass_on(&self, response: Response<Incoming>, connection: Connection, request: &Parts) -> Response<Body> {
+    fn pass_on(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        request: &Parts,
+        guard: Guard,
+    ) -> Response<Body> {
         let (mut parts, incoming) = response.into_parts();
         let switches = reply::switches(request, parts.status);
         hop::clean_response(&mut parts, request.version);
         hop::disown(&mut parts.headers);
         if switches {
-            *self.switched.borrow_mut() = connection.switched();
+            *self.switched.borrow_mut() = Some(Switch { server: connection.switched(), _held: Box::new(guard) });
             return Response::from_parts(parts, Body::empty());
         }
         self.kept.keep(connection);
-        Response::from_parts(parts, Body::incoming(incoming))
+        Response::from_parts(parts, Body::incoming(incoming).holding(guard, None))
     }
 }

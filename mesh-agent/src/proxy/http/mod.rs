@@ -10,6 +10,7 @@ mod body;
 mod conn;
 pub(super) mod downstream;
 mod hop;
+pub(super) mod in_flight;
 pub(super) mod inbound;
 mod io;
 mod mirror;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::attempt::{Caller, Exchange, Plan, Source, Unanswered};
 use super::body::{Body, BodyError};
 use super::conn::{Connection, Kept, To};
-use super::downstream::{self, Answering, Client, Handler, Switched};
+use super::downstream::{self, Answering, Client, Handler, Switch, Switched};
 use super::prefixed::Prefixed;
 use super::protocol::{self, Spoken};
 use super::{hop, mirror, reply};
@@ -240,8 +240,8 @@ impl Outbound {
             Forward::edit_response(forward, &mut parts.headers);
         }
         if switches {
-            *self.switched.borrow_mut() = connection.switched();
-            return Response::from_parts(parts, Body::empty().holding(target, None));
+            *self.switched.borrow_mut() = Some(Switch { server: connection.switched(), _held: Box::new(target) });
+            return Response::from_parts(parts, Body::empty());
         }
         self.caller.kept.keep(connection);
         Response::from_parts(parts, Body::incoming(incoming).holding(target, plan.deadline()))

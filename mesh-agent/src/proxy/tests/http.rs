@@ -321,6 +321,55 @@ async fn the_servers_node_judges_each_request_of_a_raw_tunnel() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_not_over_ends_with_its_permit() {
+    let mesh = Mesh::new();
+    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+    let listener = cart.listen();
+    mesh.policy(Policy { action: Action::Audit, ..no_admin() });
+    let dialled = listener.local_addr().unwrap();
+    let (mut denied, mut kept) = (web.connect(dialled).await, web.connect(dialled).await);
+    denied.write_all(b"GET /admin/feed HTTP/1.1\r\nHost: c\r\n\r\n").await.unwrap();
+    kept.write_all(b"GET /feed HTTP/1.1\r\nHost: c\r\n\r\n").await.unwrap();
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        let head = soon(read_head(&mut server)).await.unwrap();
+        server.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n").await.unwrap();
+        servers.push((head, server));
+    }
+    for client in [&mut denied, &mut kept] {
+        soon(read_head(client)).await.unwrap();
+        soon(client.read_exact(&mut [0; 6])).await.unwrap();
+    }
+    mesh.policy(Policy { name: "really".into(), ..no_admin() });
+    is_reset(&mut denied).await;
+    let (_, server) = servers.iter_mut().find(|(head, _)| head.starts_with("GET /feed")).unwrap();
+    server.write_all(b"1\r\nb\r\n").await.unwrap();
+    let mut more = [0; 6];
+    soon(kept.read_exact(&mut more)).await.unwrap();
+    assert_eq!(&more, b"1\r\nb\r\n", "others go on");
+}
+
+#[tokio::test]
+async fn what_is_spoken_after_a_switch_ends_with_the_permit_of_its_request() {
+    let mesh = Mesh::new();
+    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+    let listener = cart.listen();
+    mesh.policy(Policy { action: Action::Audit, ..no_admin() });
+    let mut client = web.connect(listener.local_addr().unwrap()).await;
+    let request = b"GET /admin/chat HTTP/1.1\r\nHost: c\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut server, _) = soon(listener.accept()).await.unwrap();
+    soon(read_head(&mut server)).await.unwrap();
+    let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nx";
+    server.write_all(answer).await.unwrap();
+    soon(read_head(&mut client)).await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'x');
+    mesh.policy(Policy { name: "really".into(), ..no_admin() });
+    is_reset(&mut client).await;
+}
+
+#[tokio::test]
 async fn rules_about_requests_end_the_connections_that_nobody_reads() {
     let mesh = Mesh::new();
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
