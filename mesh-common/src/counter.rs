@@ -110,10 +110,36 @@ counters! {
     /// An entry was another's each time it was looked up, or names facts that are not there: refused, or left to the
     /// agent.
     EntryForeign = "entry_foreign",
+    /// A guard seeks a connection that stands, and there is none.
+    LookupSought = "lookup_sought",
     /// UDP to a strict pod that takes none there: dropped.
     LookupUdpStrict = "lookup_udp_strict",
     /// UDP to a strict pod that takes none there, from a destination that is admitted: an answer.
     LookupUdpAdmitted = "lookup_udp_admitted",
+    /// Guard: the pod refuses nothing any more.
+    GuardUnruled = "guard_unruled",
+    /// Guard: what keeps the link going: ARP, neighbour discovery.
+    GuardLink = "guard_link",
+    /// Guard: a segment of one of the pod's connections.
+    GuardSegment = "guard_segment",
+    /// Guard: UDP or ICMP to where the pod may send it.
+    GuardDatagram = "guard_datagram",
+    /// Guard: a packet into the pod.
+    GuardEntered = "guard_entered",
+    /// Guard: the pod has no entry in the map: dropped.
+    GuardNoPod = "guard_no_pod",
+    /// Guard: not as a pod's kernel sends it: cut short, tagged, with IPv4 options, a fragment of TCP: dropped.
+    GuardUnreadable = "guard_unreadable",
+    /// Guard: neither TCP, UDP nor ICMP: dropped.
+    GuardProtocol = "guard_protocol",
+    /// Guard: not under the pod's own address: dropped.
+    GuardSource = "guard_source",
+    /// Guard: to what is not in the mesh: dropped.
+    GuardOutside = "guard_outside",
+    /// Guard: a segment of TCP that is no socket's: dropped.
+    GuardNoSocket = "guard_no_socket",
+    /// Guard: neither TCP, UDP nor ICMP into a strict pod: dropped.
+    GuardStrict = "guard_strict",
     /// A refusal was not reported: the pod has had its share of this second.
     EventLimited = "event_limited",
     /// A refusal was not reported: the event ring was full.

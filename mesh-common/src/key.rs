@@ -125,6 +125,22 @@ pub struct FlowKey {
     pub server_port: u16,
 }
 
+/// `known`: a connection between a guarded pod and somebody outside the mesh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KnownKey {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// The other side's address.
+    pub ip: Ip,
+    /// The other side's port.
+    pub port: u16,
+    /// The pod's port.
+    pub own_port: u16,
+    /// Explicit padding, zero.
+    pub pad: u32,
+}
+
 /// `listeners`: one of the agent's listening sockets inside a pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,6 +169,7 @@ const _: () = {
     assert!(size_of::<CidrKey>() == 24);
     assert!(size_of::<OrigKey>() == 32);
     assert!(size_of::<FlowKey>() == 36);
+    assert!(size_of::<KnownKey>() == 32);
     assert!(size_of::<ListenerKey>() == 16);
 };
 

@@ -7,7 +7,7 @@
 use core::mem::offset_of;
 
 use crate::counter::Counter;
-use crate::key::{FlowKey, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OrigKey};
+use crate::key::{FlowKey, KnownKey, LISTENER_OUTBOUND, LISTENER_PLAINTEXT, LISTENER_TUNNEL, ListenerKey, OrigKey};
 use crate::limits;
 use crate::value::{
     AGENT_DELIVERY, AGENT_UPSTREAM, Asked, CLIENT_CLOSED, ClosedEvent, Event, FLOW_DELIVERY, FLOW_NATIVE, FLOW_PROBE,
@@ -39,10 +39,11 @@ macro_rules! fields {
     }};
 }
 
-const FIELDS_OF_KEYS: [u64; 3] = [
+const FIELDS_OF_KEYS: [u64; 4] = [
     fields!(FlowKey: client_ip server_ip client_port server_port),
     fields!(OrigKey: netns_cookie ip port capture_port pad),
     fields!(ListenerKey: netns_cookie kind pad),
+    fields!(KnownKey: netns_cookie ip port own_port pad),
 ];
 
 const FIELDS_OF_VALUES: [u64; 4] = [
@@ -57,16 +58,17 @@ const FIELDS_OF_EVENTS: [u64; 2] = [
     fields!(ClosedEvent: flow sent received duration_ns key srtt_us retransmits failed),
 ];
 
-const CAPACITIES: [u64; 5] = [
+const CAPACITIES: [u64; 6] = [
     limits::FLOWS as u64,
     limits::ORIG_DSTS as u64,
     limits::PODS as u64,
     limits::LISTENERS as u64,
     limits::EVENT_BYTES as u64,
+    limits::KNOWN as u64,
 ];
 
 /// Numbers that are written into records, or by which they are found.
-const WORDS: [u64; 30] = [
+const WORDS: [u64; 37] = [
     LANE_CAPTURED as u64,
     LANE_FALLBACK as u64,
     LANE_NATIVE as u64,
@@ -98,6 +100,13 @@ const WORDS: [u64; 30] = [
     Counter::ConnectUdpEgress as u64,
     Counter::SendmsgEgress as u64,
     Counter::LookupUdpStrict as u64,
+    Counter::GuardNoPod as u64,
+    Counter::GuardUnreadable as u64,
+    Counter::GuardProtocol as u64,
+    Counter::GuardSource as u64,
+    Counter::GuardOutside as u64,
+    Counter::GuardNoSocket as u64,
+    Counter::GuardStrict as u64,
 ];
 
 /// FNV-1a, a word at a time.

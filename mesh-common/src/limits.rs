@@ -52,6 +52,10 @@ pub const ADMITTED: u32 = 65_536;
 /// Refusals of what is outside, or of UDP, that are told of one pod within a second; all are counted.
 pub const TOLD_PER_SECOND: u64 = 32;
 
+/// Connections between guarded pods and what is outside the mesh. The longest unused one makes room: its packets are
+/// refused then, and no other's. 2.2 MiB, preallocated with the first guard.
+pub const KNOWN: u32 = 16_384;
+
 /// Listening sockets of the agent: three for each pod.
 pub const LISTENERS: u32 = PODS * 3;
 

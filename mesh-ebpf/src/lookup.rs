@@ -11,7 +11,7 @@ use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, Policy
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
 use mesh_common::value::{Event, PORT_PROBE, UNDER_WAY};
 
-use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, POLICY, Read, count, pod, port_rule, report};
+use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, POLICY, Read, SEEKS, count, pod, port_rule, report};
 use crate::outside::{admitted, tell};
 use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
 
@@ -24,6 +24,13 @@ const NO_REUSEPORT: u64 = 2;
 const LOOPBACK_IFINDEX: u32 = 1;
 const PASS: u32 = sk_action::SK_PASS;
 const DROP: u32 = sk_action::SK_DROP;
+
+/// The cookie of the pod that this object was loaded for.
+#[inline(always)]
+pub fn pod_cookie() -> u64 {
+    // SAFETY: a frozen read-only map; volatile, so that the placeholder is not folded in.
+    unsafe { core::ptr::read_volatile(&raw const POD_COOKIE) }
+}
 
 struct View {
     cookie: u64,
@@ -56,9 +63,7 @@ impl View {
         let ifindex = field!((*raw).ingress_ifindex);
         let (remote_ip, local_ip) =
             if family == AF_INET { (ip4(remote4), ip4(local4)) } else { (ip6(remote6), ip6(local6)) };
-        // SAFETY: a frozen read-only map; volatile, so that the placeholder is not folded in.
-        let cookie = unsafe { core::ptr::read_volatile(&raw const POD_COOKIE) };
-        Self { cookie, ifindex, remote_ip, local_ip, remote_port, local_port }
+        Self { cookie: pod_cookie(), ifindex, remote_ip, local_ip, remote_port, local_port }
     }
 
     #[inline(always)]
@@ -216,6 +221,11 @@ fn datagram(ctx: &SkLookupContext) -> u32 {
 pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
     if field!((*ctx.lookup).protocol) != IPPROTO_TCP {
         return datagram(&ctx);
+    }
+    // A guard seeks a connection that stands; what it is not, no rule needs to hear of.
+    if SEEKS.get(0).is_some_and(|seeks| *seeks != 0) {
+        count(Counter::LookupSought);
+        return DROP;
     }
     let view = View::read(ctx.lookup);
     match decide::lookup(&view) {

@@ -1,6 +1,7 @@
-//! mesh-agent's kernel half. Everything happens at `connect()` and at SYN time; no program runs per packet.
+//! mesh-agent's kernel half. Everything happens at `connect()` and at SYN time; no program runs per packet but the
+//! guard, which pods ask for.
 //!
-//! One file per attach point; each collects facts and asks `mesh_common::decide` or `mesh_common::egress`. A
+//! One file per attach point; each collects facts and asks `mesh_common::{decide, egress, guard}`. A
 //! program's verdict is its tail expression, and each way out is counted.
 #![no_std]
 #![no_main]
@@ -8,6 +9,7 @@
 
 mod connect;
 mod datagram;
+mod guard;
 mod lookup;
 mod maps;
 mod outside;

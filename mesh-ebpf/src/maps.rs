@@ -6,9 +6,11 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::counter::{COUNT, Counter};
-use mesh_common::key::{CidrKey, EndpointKey, FlowKey, Ip, ListenerKey, OrigKey, PolicyKey, PortKey, ServiceKey};
+use mesh_common::key::{
+    CidrKey, EndpointKey, FlowKey, Ip, KnownKey, ListenerKey, OrigKey, PolicyKey, PortKey, ServiceKey,
+};
 use mesh_common::limits;
 use mesh_common::tag::Reference;
 use mesh_common::value::{
@@ -43,12 +45,17 @@ pub static ADMITTED: HashMap<ServiceKey, AdmittedValue> =
     HashMap::with_max_entries(limits::ADMITTED, BPF_F_NO_PREALLOC);
 #[map(name = "told")]
 pub static TOLD: HashMap<u64, ToldValue> = HashMap::with_max_entries(limits::PODS, 0);
+#[map(name = "known")]
+pub static KNOWN: LruHashMap<KnownKey, u32> = LruHashMap::with_max_entries(limits::KNOWN, 0);
 #[map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, BPF_F_NO_PREALLOC);
 #[map(name = "orig_dsts")]
 pub static ORIG_DSTS: HashMap<OrigKey, OrigDst> = HashMap::with_max_entries(limits::ORIG_DSTS, BPF_F_NO_PREALLOC);
 #[map(name = "listeners")]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(limits::LISTENERS, 0);
+/// On this CPU a guard is looking for a socket, and no packet for its listener.
+#[map(name = "seeks")]
+pub static SEEKS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "stats")]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT, 0);
 #[map(name = "events")]

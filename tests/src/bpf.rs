@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{DirEntry, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,6 +16,8 @@ use crate::sys;
 const CGROUP_TYPES: [u32; 22] = [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 18, 19, 20, 21, 22, 29, 30, 31, 32, 34];
 /// `BPF_SK_LOOKUP`.
 const SK_LOOKUP: u32 = 36;
+/// `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`.
+const TCX: [u32; 2] = [46, 47];
 
 /// How many programs are attached to the cgroup itself, of every type.
 ///
@@ -25,7 +27,7 @@ pub fn attached_to_cgroup(cgroup: &Path) -> Result<u32> {
     let folder = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
     let mut count = 0;
     for attach_type in CGROUP_TYPES {
-        match sys::attached_programs(folder.as_fd(), attach_type) {
+        match sys::attached_programs(number(&folder), attach_type) {
             Ok(programs) => count += programs,
             // A kernel too old for this type has nothing attached by it.
             Err(error) if error.raw_os_error() == Some(EINVAL) => {}
@@ -40,7 +42,20 @@ pub fn attached_to_cgroup(cgroup: &Path) -> Result<u32> {
 /// # Errors
 /// When the namespace cannot be asked.
 pub fn attached_to_netns(netns: &impl AsFd) -> Result<u32> {
-    sys::attached_programs(netns.as_fd(), SK_LOOKUP).context("cannot ask the network namespace")
+    sys::attached_programs(number(netns), SK_LOOKUP).context("cannot ask the network namespace")
+}
+
+fn number(of: &impl AsFd) -> u32 {
+    of.as_fd().as_raw_fd().unsigned_abs()
+}
+
+/// How many TCX programs are attached to a device of this thread's network namespace, both ways.
+///
+/// # Errors
+/// When the device cannot be asked, or the kernel knows no TCX.
+pub fn attached_to_device(device: &str) -> Result<u32> {
+    let index = nix::net::if_::if_nametoindex(device).with_context(|| format!("no device {device}"))?;
+    TCX.iter().try_fold(0, |sum, kind| Ok(sum + sys::attached_programs(index, *kind)?))
 }
 
 /// Types of maps whose keys are entries and not places: `BPF_MAP_TYPE_{HASH,PERCPU_HASH,LRU_HASH,LPM_TRIE,SOCKHASH}`.

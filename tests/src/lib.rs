@@ -19,6 +19,7 @@ pub mod objects;
 pub mod pod;
 pub mod process;
 pub mod programs;
+pub mod raw;
 pub mod run;
 pub mod scale;
 pub mod sys;

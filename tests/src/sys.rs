@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::mem::size_of;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,12 +76,13 @@ struct ProgQuery {
 
 const BPF_PROG_QUERY: libc::c_long = 16;
 
-/// How many programs are attached to a cgroup or a network namespace for one `enum bpf_attach_type`.
+/// How many programs are attached for one `enum bpf_attach_type` to `target`: the descriptor of a cgroup or network
+/// namespace, or the index of a device of this thread's.
 ///
 /// # Errors
 /// What the system call says; `EINVAL` for a type that the kernel does not know.
-pub fn attached_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
-    let mut query = ProgQuery { target_fd: target.as_raw_fd().unsigned_abs(), attach_type, ..ProgQuery::default() };
+pub fn attached_programs(target: u32, attach_type: u32) -> io::Result<u32> {
+    let mut query = ProgQuery { target_fd: target, attach_type, ..ProgQuery::default() };
     let pointer: *mut ProgQuery = &raw mut query;
     // SAFETY: the pointer is valid for the size given with it, and the kernel writes only inside.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, pointer, size_of::<ProgQuery>()) };
@@ -202,6 +203,14 @@ pub fn packet_socket(interface: u32, buffer_bytes: i32) -> io::Result<OwnedFd> {
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
+/// Lets a packet socket's frames past the queues of their device (`PACKET_QDISC_BYPASS` of packet(7)).
+///
+/// # Errors
+/// What the system call says.
+pub fn bypass_queues(socket: &OwnedFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1_i32)
+}
+
 fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let pointer: *const T = value;
     // SAFETY: the pointer is valid for the length given with it.
@@ -233,20 +242,7 @@ pub fn packets_dropped(socket: &OwnedFd) -> io::Result<u32> {
 /// What the system says.
 pub fn fast_open_connect(to: SocketAddr) -> io::Result<TcpStream> {
     let socket = tcp_socket(to, libc::IPPROTO_TCP)?;
-    let on: libc::c_int = 1;
-    // SAFETY: `on` is valid for reads of the size given, and outlives the call.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_FASTOPEN_CONNECT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if set != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &1_i32)?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(socket.into())
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, Workload, scenario};
 use mesh_tests::topology::Side;
-use mesh_tests::wait;
+use mesh_tests::{raw, wait};
 use serde_json::Value;
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -129,5 +129,68 @@ fn a_killed_agent_lets_nothing_out_and_neither_does_the_next_one() -> Result<()>
         let answer = trying.answer(WITHIN)?;
         ensure!(answer["ok"] == 0, "some got out while the agent came back: {answer}");
         Ok(())
+    })
+}
+
+const GUARD: &str = "  mode: Strict\n  egress: {default: refuse}\n  guard: true\n";
+/// A Service whose only endpoint is outside the mesh: the agent carries connections there.
+const LEGACY: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: legacy, namespace: shop}\nspec:\n  \
+                      clusterIP: 10.96.0.77\n  ports: [{name: tcp, port: 80, protocol: TCP, targetPort: 7000}]\n---\n\
+                      apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: legacy-1, namespace: \
+                      shop, labels: {kubernetes.io/service-name: legacy}}\naddressType: IPv4\n\
+                      ports: [{name: tcp, port: 7000, protocol: TCP}]\nendpoints: [{addresses: [ADDRESS]}]\n";
+
+/// What the agent's own sockets carry, and what no socket does.
+#[test]
+fn a_guard_lets_the_mesh_through_and_nothing_made_by_hand() -> Result<()> {
+    scenario(|mesh| {
+        let World { client, server, outside, _apps } = world(mesh)?;
+        mesh.objects().put("legacy", &LEGACY.replace("ADDRESS", &outside.ip().to_string()))?;
+        mesh.objects().put_peer_policy("shop", "guard", GUARD)?;
+        connects(&client, outside, "ConnectionRefused")?;
+        let legacy = "10.96.0.77:80".parse()?;
+        let works = || -> Result<()> {
+            for to in [server, legacy] {
+                connects(&client, to, "ok")?;
+                let found = client.ask("churn", to, &["--count", "40", "--parallel", "4"], WITHIN)?;
+                ensure!(found["ok"] == 40, "{to}: {found}");
+            }
+            Ok(())
+        };
+        let by_hand = || {
+            let from = SocketAddr::new(client.ip(), 4321);
+            let packet = raw::ip(from.ip(), outside.ip(), raw::UDP, &raw::udp(from, outside, b"out"));
+            client.netns().run(|| raw::send_ip(outside.ip(), &packet))
+        };
+        let exits = |mesh: &Mesh, exit: &str| -> Result<f64> {
+            let metrics = mesh.agent(Side::A)?.metrics(mesh.node(Side::A))?;
+            Ok(metrics.sum("mesh_kernel_exits_total", &[("exit", exit)]))
+        };
+        // The guard comes a moment after the hooks: it is loaded for each pod.
+        let refused = |mesh: &Mesh| {
+            wait::until("a packet made by hand is refused", IN_FORCE_WITHIN, || {
+                by_hand()??;
+                wait::holds(exits(mesh, "guard_outside")? >= 1.0, || "it is not counted".to_owned())
+            })
+        };
+        refused(mesh)?;
+        works()?;
+        let reason = "a packet to what is not in the mesh, refused by the pod's guard";
+        let line = mesh.logged(Side::A, reason, |line| line["reason"] == reason)?;
+        ensure!(line["outcome"] == "denied" && line["rule"] == "shop/guard", "{line}");
+        ensure!(line["source"]["workload"] == "client", "{line}");
+        for (exit, at_least) in [("guard_segment", 10.0), ("guard_entered", 10.0)] {
+            let count = exits(mesh, exit)?;
+            ensure!(count >= at_least, "{exit}: {count}");
+        }
+        let own = exits(mesh, "guard_no_socket")?;
+        ensure!(own == 0.0, "the mesh's own segments are refused: {own}");
+        let metrics = mesh.agent(Side::A)?.metrics(mesh.node(Side::A))?;
+        ensure!(metrics.sum("mesh_pods", &[("stage", "captured"), ("reason", "guard")]) == 0.0, "a guard is missing");
+        let options = mesh.take_agent(Side::A)?.kill()?;
+        mesh.run_agent(Side::A, options)?;
+        mesh.ready(Side::A)?;
+        refused(mesh)?;
+        works()
     })
 }

@@ -1,4 +1,5 @@
-//! Refusals of what is outside the mesh, and of UDP: which of the kernel's events they are, and how they are written.
+//! Refusals of what is outside the mesh, of UDP, and by guards: which of the kernel's events they are, and how they are
+//! written.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +17,13 @@ use crate::telemetry::record::{ConnectionRecord, Ending};
 pub(super) fn reporter(exit: Counter) -> Option<Reporter> {
     match exit {
         Counter::ConnectEgress | Counter::ConnectUdpEgress | Counter::SendmsgEgress => Some(Reporter::Outbound),
-        Counter::LookupUdpStrict => Some(Reporter::Inbound),
+        Counter::GuardNoPod
+        | Counter::GuardUnreadable
+        | Counter::GuardProtocol
+        | Counter::GuardSource
+        | Counter::GuardOutside
+        | Counter::GuardNoSocket => Some(Reporter::Outbound),
+        Counter::LookupUdpStrict | Counter::GuardStrict => Some(Reporter::Inbound),
         _ => None,
     }
 }
@@ -27,11 +34,21 @@ pub(super) fn ending(exit: Counter, pod: Option<&Workload>, port: u16, changed: 
         Counter::ConnectEgress => (Outcome::Denied, "not in the mesh; refused by the kernel at connect()"),
         Counter::ConnectUdpEgress => (Outcome::Denied, "not in the mesh; refused by the kernel at connect() of UDP"),
         Counter::SendmsgEgress => (Outcome::Denied, "not in the mesh; refused by the kernel at sendmsg()"),
+        Counter::GuardNoPod => (Outcome::Denied, "a packet of a pod that nothing is known of, refused by its guard"),
+        Counter::GuardUnreadable => (Outcome::Denied, "a packet that no kernel sends, refused by the pod's guard"),
+        Counter::GuardProtocol => (Outcome::Denied, "neither TCP, UDP nor ICMP, refused by the pod's guard"),
+        Counter::GuardSource => (Outcome::Denied, "a packet under an address of others, refused by the pod's guard"),
+        Counter::GuardOutside => (Outcome::Denied, "a packet to what is not in the mesh, refused by the pod's guard"),
+        Counter::GuardNoSocket => (Outcome::Denied, "a segment of no connection, refused by the pod's guard"),
+        Counter::GuardStrict => {
+            (Outcome::PlaintextRefused, "neither TCP, UDP nor ICMP into a strict pod, refused by its guard")
+        }
         _ => (Outcome::PlaintextRefused, "UDP to a strict pod that takes none there, refused by the kernel"),
     };
-    let rule = pod.and_then(|pod| match outcome {
-        Outcome::Denied => pod.egress.refused_by.clone(),
-        _ => pod.udp_refusals.source(port).map(Arc::clone),
+    let rule = pod.and_then(|pod| match exit {
+        Counter::ConnectEgress | Counter::ConnectUdpEgress | Counter::SendmsgEgress => pod.egress.refused_by.clone(),
+        Counter::LookupUdpStrict => pod.udp_refusals.source(port).map(Arc::clone),
+        _ => pod.egress.guarded_by.clone(),
     });
     Ending { outcome, rule: Some(rule.unwrap_or_else(|| changed.into())), reason: reason.to_owned() }
 }

@@ -74,7 +74,7 @@ impl BoardCollector {
         for pod in self.0.pods() {
             *counts.entry((pod.stage, pod.reason)).or_default() += 1;
         }
-        let help = "Opted-in pods of this node by stage; for failed ones the reason";
+        let help = "Opted-in pods of this node by stage; the reason of failed ones, or `guard` for lack of one";
         let mut family = encoder.encode_descriptor("mesh_pods", help, None, MetricType::Gauge)?;
         for ((stage, reason), count) in counts {
             let labels = [("stage", stage), ("reason", reason)];

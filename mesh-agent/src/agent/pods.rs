@@ -37,6 +37,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(3);
 const LENIENCY: Duration = Duration::from_secs(2);
 /// Pause between attempts to enrol a pod: its netns may come up late.
 const RETRY: Duration = Duration::from_millis(500);
+/// Pause between attempts to guard a pod that asks for it.
+const GUARD_RETRY: Duration = Duration::from_secs(10);
 
 /// Pause between attempts to end what newer rules forbid: where the kernel cannot, it never can.
 const RECHECK: Duration = Duration::from_secs(2);
@@ -344,12 +346,13 @@ impl Pods {
         let sync = self.parts.kernel.next_sync().map(|due| due.max(Instant::now() + POLL));
         let awaited = !self.in_force() || self.leavers.as_ref().is_some_and(|leavers| !leavers.is_empty());
         let inherited = awaited.then(|| Instant::now() + POLL);
-        stages.chain(sync).chain(inherited).min()
+        let guards = self.parts.kernel.is_a_guard_missing().then(|| Instant::now() + GUARD_RETRY);
+        stages.chain(sync).chain(inherited).chain(guards).min()
     }
 
     /// Where every pod stands.
     pub(super) fn report(&self) -> Vec<PodReport> {
-        self.stages.values().map(|(workload, stage)| stage.report(workload)).collect()
+        self.stages.values().map(|(workload, stage)| stage.report(workload, &self.parts.kernel)).collect()
     }
 
     /// Whether every pod that an earlier agent had captured is served by this one, or cannot be.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::capture::{DirectConnection, EnrolledPod, NotCaptured};
+use crate::capture::{DirectConnection, EnrolledPod, Kernel, NotCaptured};
 use crate::control::Published;
 use crate::model::identity::PeerIdentity;
 use crate::model::policy::Policy;
@@ -19,9 +19,9 @@ pub struct PodReport {
     pub workload: Arc<Workload>,
     /// `joining`, `captured`, `leaving`, `draining` or `failed`.
     pub stage: &'static str,
-    /// For `failed`: the word of [`NotCaptured`]; else empty.
+    /// For `failed`: the word of [`NotCaptured`]; for `captured`: `guard` when its guard is not in force; else empty.
     pub reason: &'static str,
-    /// For `failed`: the sentence; else empty.
+    /// The sentence that goes with it.
     pub detail: Arc<str>,
 }
 
@@ -80,11 +80,15 @@ impl Rules {
 
 impl Stage {
     /// For status and metrics.
-    pub(super) fn report(&self, workload: &Arc<Workload>) -> PodReport {
+    pub(super) fn report(&self, workload: &Arc<Workload>, kernel: &Kernel) -> PodReport {
+        let unguarded = |member: &Member| kernel.guard_problem(member.pod.netns_cookie());
         let (stage, reason, detail) = match self {
             Self::Failed { why, .. } => ("failed", why.as_str(), why.to_string().into()),
             Self::Joining(_) => ("joining", "", "".into()),
-            Self::Captured(_) => ("captured", "", "".into()),
+            Self::Captured(member) => match unguarded(member) {
+                Some(why) => ("captured", "guard", why),
+                None => ("captured", "", "".into()),
+            },
             Self::Leaving { .. } => ("leaving", "", "".into()),
             Self::Draining(_) => ("draining", "", "".into()),
         };

@@ -42,7 +42,7 @@ impl Tables {
 
     /// Room for telling the pod's refusals, if it has any to expect.
     pub(super) fn expect_refusals(&mut self, cookie: u64, workload: &Workload) -> Result<(), CaptureError> {
-        if !refuses_something(workload) {
+        if !refuses_something(workload) && !workload.is_guarded() {
             self.forget(cookie);
             return Ok(());
         }

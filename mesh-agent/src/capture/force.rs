@@ -58,6 +58,8 @@ impl Kernel {
         stage.cgroup.install(&self.config.cgroup, &self.config.links())?;
         *staged = None;
         drop(staged);
+        // Links that an earlier agent has left get these programs.
+        self.settle_guards();
         self.settle_egress(&mut self.lock_maps())
     }
 

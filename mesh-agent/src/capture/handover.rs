@@ -87,6 +87,8 @@ impl Kernel {
         }
         keep(self.attach());
         self.lock_maps().egress.look_again();
+        self.guards.anew();
+        self.settle_guards();
         first_error
     }
 

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd, SkLookup, SockOps};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, SkLookup, SockOps,
+};
 
 use super::error::CaptureError;
 use super::kubelet;
@@ -23,9 +25,24 @@ const SOCK_ADDR: [&str; 4] = ["mesh_getpeername4", "mesh_getpeername6", "mesh_co
 /// Attached while a pod needs them: see `egress`.
 pub(super) const DATAGRAM: [&str; 4] = ["mesh_sendmsg4", "mesh_sendmsg6", "mesh_peer4", "mesh_peer6"];
 
-/// A kind of program, with the directory or namespace that it is attached to.
-pub(super) trait Hook {
+/// A kind of program.
+pub(super) trait Loads {
     fn load(&mut self) -> Result<(), ProgramError>;
+}
+
+macro_rules! loads {
+    ($($program:ty)*) => {
+        $(impl Loads for $program {
+            fn load(&mut self) -> Result<(), ProgramError> {
+                self.load()
+            }
+        })*
+    };
+}
+loads!(CgroupSockAddr SockOps SkLookup SchedClassifier);
+
+/// A kind of program with the directory or namespace that it is attached to.
+pub(super) trait Hook: Loads {
     fn fd(&self) -> Result<&ProgramFd, ProgramError>;
     fn attach(&mut self, name: &str, to: &File) -> Result<FdLink, CaptureError>;
 }
@@ -36,10 +53,6 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 macro_rules! cgroup_hook {
     ($($program:ty)*) => {
         $(impl Hook for $program {
-            fn load(&mut self) -> Result<(), ProgramError> {
-                self.load()
-            }
-
             fn fd(&self) -> Result<&ProgramFd, ProgramError> {
                 self.fd()
             }
@@ -54,10 +67,6 @@ macro_rules! cgroup_hook {
 cgroup_hook!(CgroupSockAddr SockOps);
 
 impl Hook for SkLookup {
-    fn load(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
-
     fn fd(&self) -> Result<&ProgramFd, ProgramError> {
         self.fd()
     }
@@ -71,7 +80,7 @@ impl Hook for SkLookup {
 /// Has the kernel check a program. It is in force nowhere yet.
 pub(super) fn load<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, CaptureError>
 where
-    P: Hook,
+    P: Loads,
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     let program: &mut P = program(ebpf, name)?;

@@ -42,7 +42,13 @@ impl Kernel {
             let captures = workload.is_enrolled() && workload.captured.is_some();
             write_pod(&mut maps, Entry { cookie: netns.cookie, captures, lenient: false }, workload, policy)?;
         }
-        if self.in_force() { Ok(()) } else { self.install_lookup(&netns) }
+        self.guards.note(&netns, workload);
+        if self.in_force() {
+            self.settle_guards();
+            Ok(())
+        } else {
+            self.install_lookup(&netns)
+        }
     }
 
     /// Removes the hooks of pods that are gone. `known` are those of this node that are not: also such as could not be
@@ -69,6 +75,7 @@ impl Kernel {
 
     fn unhook(&self, cookie: u64) {
         self.unstage(cookie);
+        self.forget_guards(cookie);
         let _ = links::remove(&self.lookup_pin(cookie));
         remove_cookie(&mut self.lock_maps(), cookie);
     }

@@ -19,6 +19,7 @@ use mesh_common::value::{EndpointValue, MeshIpValue, OrigDst, PolicyValue, PortR
 use super::error::CaptureError;
 use super::events::EventReader;
 use super::force::Staged;
+use super::guards::Guards;
 use super::hooks::CgroupHooks;
 use super::netns::{cgroup_of, cgroup_path};
 use super::object::{KernelConfig, Object, take};
@@ -42,6 +43,7 @@ pub struct Kernel {
     pub(super) attach_path: String,
     pub(super) maps: Mutex<Maps>,
     pub(super) enrolments: Enrolments,
+    pub(super) guards: Guards,
     pub(super) records: Arc<Records>,
     /// Inode of the cgroup whose probes are proven.
     pub(super) followed: Mutex<Option<u64>>,
@@ -105,6 +107,7 @@ impl Kernel {
             attach_path,
             maps,
             enrolments: Enrolments::default(),
+            guards: Guards::default(),
             records,
             followed: Mutex::default(),
             stats,

@@ -9,6 +9,7 @@ mod egress;
 mod error;
 mod events;
 mod force;
+mod guards;
 mod handover;
 mod hooks;
 mod inherited;
@@ -32,6 +33,7 @@ mod sockets;
 mod sweep;
 mod sync;
 mod uninstall;
+mod veth;
 
 pub use error::{CaptureError, NotCaptured};
 pub use events::{Closed, EventReader, KernelEvent, Refusal};

@@ -6,6 +6,7 @@
 //!                    maps-<number>/<map>      what one agent was told and has written: each begins with empty ones
 //!                    links/<program>          cgroup links, updated in place
 //!                    pods/<netns cookie>      sk_lookup links, one for each enrolled pod
+//!                    guards/<…>               guards of pods that have asked for one: see `guards`
 //! ```
 
 use std::fs;
@@ -28,8 +29,10 @@ static TWIN: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_TWIN_PATH"));
 
 /// Connections, and what finds them.
 const RECORDS: [&str; 8] = ["flows", "orig_dsts", "shares", "listeners", "events", "ASKED", "ACCEPTED", "AGENT_SK"];
+/// What guards know: a record too, but not made before somebody is guarded.
+const KNOWN: &str = "known";
 /// What an agent writes from its snapshots, and counts.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "pods",
     "pod_facts",
     "services",
@@ -41,6 +44,7 @@ const MAPS: [&str; 13] = [
     "excluded_cidrs",
     "admitted",
     "told",
+    "seeks",
     "stats",
     "twin",
 ];
@@ -109,6 +113,10 @@ impl KernelConfig {
     pub(super) fn pods(&self) -> PathBuf {
         self.root().join("pods")
     }
+
+    pub(super) fn guards(&self) -> PathBuf {
+        self.root().join("guards")
+    }
 }
 
 /// The object of one agent, with the directories of its maps.
@@ -127,7 +135,7 @@ impl Object {
     pub(super) fn place(config: &KernelConfig) -> Result<Self, CaptureError> {
         let fail = |source| CaptureError::Bpffs { path: config.bpffs.clone(), source };
         let records = config.root().join(format!("{RECORDS_PREFIX}{:016x}", config.half.layout()));
-        for dir in [config.root(), records.clone(), config.links(), config.pods()] {
+        for dir in [config.root(), records.clone(), config.links(), config.pods(), config.guards()] {
             match fs::create_dir(&dir) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => other.map_err(fail)?,
@@ -142,14 +150,30 @@ impl Object {
 
     /// Loads the maps; those that are pinned already are used as they are. `pod_cookie` makes the programs of one pod.
     pub(super) fn load(&self, pod_cookie: Option<u64>) -> Result<Ebpf, CaptureError> {
+        self.load_for(pod_cookie.unwrap_or_default(), None)
+    }
+
+    /// The same for the guards of one pod, whose netns that of the node's side of its veth calls `pod_nsid`.
+    pub(super) fn load_guards(&self, pod_cookie: u64, pod_nsid: u32) -> Result<Ebpf, CaptureError> {
+        self.load_for(pod_cookie, Some(pod_nsid))
+    }
+
+    fn load_for(&self, pod_cookie: u64, guarded_nsid: Option<u32>) -> Result<Ebpf, CaptureError> {
         let mut loader = EbpfLoader::new();
         for (names, dir) in [(&RECORDS[..], &self.records), (&MAPS[..], &self.maps)] {
             for name in names {
                 loader.map_pin_path(name, dir.join(name));
             }
         }
-        let cookie = pod_cookie.unwrap_or_default();
-        loader.override_global("POD_COOKIE", &cookie, true);
+        if guarded_nsid.is_some() {
+            loader.map_pin_path(KNOWN, self.records.join(KNOWN));
+        } else {
+            // It takes its memory at once: one entry, of a map that nobody uses, is what others pay.
+            loader.map_max_entries(KNOWN, 1);
+        }
+        let pod_nsid = guarded_nsid.unwrap_or_default();
+        loader.override_global("POD_COOKIE", &pod_cookie, true);
+        loader.override_global("POD_NSID", &pod_nsid, true);
         loader.override_global("DENY_ERRNO", &self.deny_errno, true);
         loader.load(self.half.object()).map_err(|e| CaptureError::kernel("the object", &e))
     }

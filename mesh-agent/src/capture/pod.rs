@@ -144,7 +144,8 @@ impl Kernel {
     fn remove_pod(&self, pod: &EnrolledPod) {
         pod.kept.let_go();
         self.unstage(pod.netns.cookie);
-        // The hook goes first: it drops whatever has no entry in the map.
+        // The hooks go first: they drop whatever has no entry in the map.
+        self.forget_guards(pod.netns.cookie);
         if let Err(error) = links::remove(&self.lookup_pin(pod.netns.cookie)) {
             tracing::error!(uid = %pod.uid, %error, "the pod's sk_lookup link could not be unpinned");
         }

@@ -36,7 +36,7 @@ pub(super) fn can_run() -> Result<(), CaptureError> {
     load_programs()
 }
 
-/// Loads every program and lets go of it again; attaches nothing and pins nothing.
+/// Loads every program but the guards and lets go of it again; attaches nothing and pins nothing.
 ///
 /// # Errors
 /// What the kernel says of the maps, or its verifier of the first program that it refuses.
@@ -50,6 +50,8 @@ pub fn load_programs() -> Result<(), CaptureError> {
             Program::CgroupSockAddr(program) => program.load(),
             Program::SockOps(program) => program.load(),
             Program::SkLookup(program) => program.load(),
+            // A pod that asks for a guard which this kernel cannot have says so; others need none.
+            Program::SchedClassifier(_) => Ok(()),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         loaded.map_err(|e| CaptureError::kernel(name, &e))?;

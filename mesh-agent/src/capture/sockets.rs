@@ -9,15 +9,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
-use super::netlink::request;
+use super::netlink::{ask, request};
 use super::pod::EnrolledPod;
 use super::routes::MARK;
 use crate::model::addr::canonical;
@@ -117,11 +116,6 @@ pub(super) fn dump_all(extensions: &ExtensionFlags) -> io::Result<Vec<InetRespon
 
 /// Those of one family in one of these states.
 pub(super) fn dump(family: u8, extensions: &ExtensionFlags, states: StateFlags) -> io::Result<Vec<InetResponse>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let message = SockDiagMessage::InetRequest(InetRequest {
         family,
         protocol: IPPROTO_TCP,
@@ -129,36 +123,12 @@ pub(super) fn dump(family: u8, extensions: &ExtensionFlags, states: StateFlags) 
         states,
         socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
     });
-    let mut packet = NetlinkMessage::new(header, message.into());
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let mut sockets = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        if !take_datagram(&datagram, &mut sockets)? {
-            return Ok(sockets);
-        }
-    }
-}
-
-/// Reads the messages of one datagram. Returns whether more follow.
-fn take_datagram(datagram: &[u8], sockets: &mut Vec<InetResponse>) -> io::Result<bool> {
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
-        let len = (message.header.length as usize).next_multiple_of(4);
-        match message.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => sockets.push(*response),
-            NetlinkPayload::Done(_) => return Ok(false),
-            NetlinkPayload::Error(error) => return Err(io::Error::from_raw_os_error(-error.raw_code())),
-            _ => {}
-        }
-        // A length of zero would never end.
-        rest = rest.get(len.max(4)..).unwrap_or_default();
-    }
-    Ok(true)
+    let answers = ask(NETLINK_SOCK_DIAG, message, NLM_F_DUMP)?.into_iter();
+    let sockets = answers.filter_map(|answer| match answer {
+        SockDiagMessage::InetResponse(response) => Some(*response),
+        _ => None,
+    });
+    Ok(sockets.collect())
 }
 
 fn destroy(socket: &InetResponse) -> io::Result<()> {

@@ -79,11 +79,14 @@ impl Kernel {
             if let Some(workload) = snapshot.workload(pod.uid()) {
                 let policy = rules::name(&maps, snapshot, workload);
                 keep(write_pod(&mut maps, pod.entry(), workload, policy));
+                self.guards.note(&pod.netns, workload);
             }
         }
         keep(sync_mesh_ips(&mut maps, snapshot, &cookies));
         keep(services::sync(&mut maps, snapshot, &cookies));
         keep(self.settle_egress(&mut maps));
+        drop(maps);
+        self.settle_guards();
         first_error
     }
 

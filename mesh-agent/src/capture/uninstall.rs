@@ -50,7 +50,7 @@ fn remove_dir(dir: &Path) {
 /// When the instance's directory cannot be removed.
 pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
     let cookies: HashSet<u64> = pinned_cookies(config).collect();
-    for dir in [config.pods(), config.links()] {
+    for dir in [config.guards(), config.pods(), config.links()] {
         for pin in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
             links::remove(&pin.path())?;
         }

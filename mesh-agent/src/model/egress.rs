@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::service::Protocol;
 
-/// What becomes of what a pod sends to destinations that are not in the mesh.
+/// What becomes of what a pod sends to destinations that are not in the mesh, and of what is no socket's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Egress {
     /// The `PeerPolicy` by which it is refused, `namespace/name`; `None`: nothing refuses it.
     pub refused_by: Option<Arc<str>>,
+    /// The `PeerPolicy` that has its packets guarded, in both directions; `None`: socket hooks are all there is.
+    pub guarded_by: Option<Arc<str>>,
 }
 
 /// The ports on which a strict pod takes no UDP, each with the `PeerPolicy` that says so.

@@ -143,6 +143,13 @@ impl Workload {
         self.enrolment == Enrolment::Enrolled
     }
 
+    /// Whether packets are judged at its veth: a policy asks for it, and there is something to refuse.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        let refuses = self.egress.refused_by.is_some() || self.peer_mode.default == PeerMode::Strict;
+        refuses && self.egress.guarded_by.is_some()
+    }
+
     /// `namespace/name`, for messages.
     #[must_use]
     pub fn display_name(&self) -> String {

@@ -12,9 +12,12 @@ use crate::model::problem::Effect;
 use crate::model::workload::Exclusions;
 
 impl Applicable<'_> {
-    /// What becomes of what is not in the mesh, with the first policy that says so.
+    /// What becomes of what is not in the mesh, and of what is no socket's, with the first policy that says so.
     pub(super) fn egress(&self) -> Egress {
-        Egress { refused_by: self.all().find(|policy| policy.egress.is_some_and(|rule| rule.refuses)).map(name) }
+        Egress {
+            refused_by: self.all().find(|policy| policy.egress.is_some_and(|rule| rule.refuses)).map(name),
+            guarded_by: self.all().find(|policy| policy.guard).map(name),
+        }
     }
 
     /// The ports without UDP.

@@ -183,7 +183,7 @@ impl Object {
                 };
                 Self::Authorization(policies.into_iter().map(break_one).collect())
             }
-            Self::Peer(p) => Self::Peer(Arc::new(PeerPolicy::broken(&p.namespace, &p.name, p.target.clone()))),
+            Self::Peer(p) => Self::Peer(Arc::new(PeerPolicy::broken(&p.namespace, &p.name, p.target.clone(), p.guard))),
             other => other,
         }
     }

@@ -10,10 +10,11 @@
 //!   egress:
 //!     default: refuse                       # or allow: what becomes of what is not in the mesh
 //!     allowOptOut: true                     # pods may exclude destinations, or leave, in spite of `refuse`
+//!   guard: true                             # what is no socket's is refused at the veth, both ways
 //! ```
 //!
 //! With any mistake it is Strict on every port of what it targets, takes no UDP there and refuses what is not in the
-//! mesh; its targets are read leniently.
+//! mesh; it guards if it says anything of a guard. Its targets are read leniently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(in crate::control) struct PeerPolicy {
     pub(in crate::control) allow_opt_out: bool,
     pub(in crate::control) egress: Option<EgressRule>,
     pub(in crate::control) udp: Option<UdpPorts>,
+    /// Packets are judged at the veth, where the policies of a pod refuse something.
+    pub(in crate::control) guard: bool,
 }
 
 /// What becomes of what is not in the mesh.
@@ -59,8 +62,9 @@ pub(in crate::control) enum UdpPorts {
 
 impl PeerPolicy {
     /// One that could not be read whole.
-    pub(super) fn broken(namespace: &Arc<str>, name: &Arc<str>, target: Target) -> Self {
+    pub(super) fn broken(namespace: &Arc<str>, name: &Arc<str>, target: Target, guard: bool) -> Self {
         Self {
+            guard,
             egress: Some(EgressRule { refuses: true, allow_opt_out: false }),
             udp: Some(UdpPorts::All),
             namespace: Arc::clone(namespace),
@@ -112,6 +116,8 @@ struct Spec {
     egress: Option<RawEgress>,
     #[serde(default, deserialize_with = "present")]
     udp: Option<Value>,
+    #[serde(default)]
+    guard: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -162,17 +168,22 @@ pub(super) fn read(value: &Value, key: &Key, mistakes: &mut Vec<Mistake>) -> Pee
     }
     match raw.and_then(|raw| check(raw.spec, key)) {
         Ok(policy) if mistakes.is_empty() => policy,
-        Ok(policy) => PeerPolicy::broken(&key.namespace, &key.name, policy.target),
+        Ok(policy) => PeerPolicy::broken(&key.namespace, &key.name, policy.target, mentions_guard(value)),
         Err(mistake) => {
             mistakes.push(mistake);
-            PeerPolicy::broken(&key.namespace, &key.name, lenient_target(value, key))
+            PeerPolicy::broken(&key.namespace, &key.name, lenient_target(value, key), mentions_guard(value))
         }
     }
 }
 
+fn mentions_guard(value: &Value) -> bool {
+    value.get("spec").and_then(|spec| spec.get("guard")).is_some_and(|guard| *guard != Value::Bool(false))
+}
+
 fn check(spec: Spec, key: &Key) -> Result<PeerPolicy, Mistake> {
-    if spec.mode.is_none() && spec.ports.is_empty() && spec.egress.is_none() && spec.udp.is_none() {
-        return Err(Mistake::new("spec", "neither `mode`, `ports`, `egress` nor `udp`: it says nothing"));
+    let says_nothing = spec.mode.is_none() && spec.ports.is_empty() && spec.egress.is_none() && spec.udp.is_none();
+    if says_nothing && !spec.guard {
+        return Err(Mistake::new("spec", "neither `mode`, `ports`, `egress`, `udp` nor `guard`: it says nothing"));
     }
     let mut ports = BTreeMap::new();
     for (port, raw) in spec.ports {
@@ -188,6 +199,7 @@ fn check(spec: Spec, key: &Key) -> Result<PeerPolicy, Mistake> {
         ports,
         allow_opt_out: spec.allow_opt_out,
         egress: spec.egress.map(EgressRule::from),
+        guard: spec.guard,
         udp: spec.udp.map(|raw| check_udp(&raw, spec.mode.map(PeerMode::from))).transpose()?,
     })
 }

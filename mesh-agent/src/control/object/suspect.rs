@@ -19,17 +19,18 @@ pub(in crate::control) fn suspects(text: &str, reason: &str) -> Vec<(Key, Object
     for kind in kinds.filter(|kind| ours && text.contains(kind.as_str())) {
         for (namespace, name) in shown(text) {
             let key = Key { kind, namespace: meta::namespace_or_default(&namespace), name: name.into() };
-            let object = suspect(&key, reason);
+            let object = suspect(&key, reason, text);
             found.push((key, object));
         }
     }
     found
 }
 
-fn suspect(key: &Key, reason: &str) -> Object {
+fn suspect(key: &Key, reason: &str, text: &str) -> Object {
     let target = whole(&key.namespace);
     if key.kind == Kind::PeerPolicy {
-        return Object::Peer(Arc::new(PeerPolicy::broken(&key.namespace, &key.name, target)));
+        let guard = text.contains("guard:");
+        return Object::Peer(Arc::new(PeerPolicy::broken(&key.namespace, &key.name, target, guard)));
     }
     Object::Authorization(vec![Arc::new(Policy {
         namespace: Arc::clone(&key.namespace),

@@ -155,6 +155,14 @@ pub(super) const ROWS: &[Row<Neighbours>] = &[
             Ok(())
         })
     }),
+    Row::new("seeks", "a guard that never ends", |bench, at| {
+        let mut seeks: PerCpuArray<MapData, u32> = pinned(bench, "seeks")?;
+        let cpus = seeks.get(&0, 0)?.len();
+        seeks.set(0, PerCpuValues::try_from(vec![1; cpus])?, 0)?;
+        let outcome = at.direct(bench, &[Counter::LookupSought]);
+        seeks.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        outcome
+    }),
     Row::new("stats", "another number", |bench, at| {
         let mut stats: PerCpuArray<MapData, u64> = pinned(bench, "stats")?;
         let none = vec![0; stats.get(&0, 0)?.len()];

@@ -44,7 +44,7 @@ fn what_may_not_leave_is_refused_whatever_map_fails() -> Result<()> {
         let servers = [outside.sample_server("greeter", 53, &[])?, outside.sample_server("greeter", 8080, &[])?];
         let admitted = SocketAddr::new(outside.ip(), 53);
         bench.services.push(cluster_dns(Some(admitted)));
-        let inside = Egress { refused_by: Some("test/inside".into()) };
+        let inside = Egress { refused_by: Some("test/inside".into()), ..Egress::default() };
         let _gone = bench.enrol(Workload { egress: inside, ..captured_workload(&client, PeerMode::Permissive) })?;
         let outside = SocketAddr::new(outside.ip(), 8080);
         let enclosed = Enclosed { client, admitted, outside, _servers: servers };

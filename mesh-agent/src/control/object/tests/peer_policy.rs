@@ -22,6 +22,7 @@ fn peer_policies_are_read_in_both_spellings() {
         allow_opt_out: true,
         egress: None,
         udp: None,
+        guard: false,
     };
     assert_eq!(policy, expected);
     let (policy, _) = peer("{name: p, namespace: mesh-agent-system}", "{mode: Permissive}");
@@ -32,7 +33,7 @@ fn peer_policies_are_read_in_both_spellings() {
 fn a_broken_peer_policy_is_strict_for_what_it_targets() {
     let all = || Target::Namespace("shop".into());
     for (spec, mistake, target) in [
-        ("{}", "spec: neither `mode`, `ports`, `egress` nor `udp`", all()),
+        ("{}", "spec: neither `mode`, `ports`, `egress`, `udp` nor `guard`", all()),
         ("{mode: Off}", "spec.mode: unknown variant `Off`", all()),
         ("{mode: null}", "spec.mode: invalid type: null", all()),
         ("{mode: Permissive, modes: x}", "spec.modes: unknown field", all()),
@@ -54,10 +55,15 @@ fn a_broken_peer_policy_is_strict_for_what_it_targets() {
         ("{mode: Strict, udp: []}", "spec.udp: neither `all` nor a list of ports", all()),
         ("{mode: Strict, udp: [53, 0]}", "spec.udp[1]: not a port", all()),
         ("{mode: Strict, udp: null}", "spec.udp", all()),
+        ("{guard: false}", "spec: neither `mode`", all()),
+        ("{guard: yes-please}", "spec.guard: invalid type", all()),
+        ("{guard: true, selector: {matchLabels: {app: web}}, x: 1}", "spec.x: unknown field", web()),
     ] {
         let (policy, mistakes) = peer(SHOP, spec);
         assert!(mistakes.iter().any(|text| text.contains(mistake)), "`{mistake}` is not in {mistakes:?}");
-        assert_eq!(policy, PeerPolicy::broken(&"shop".into(), &"p".into(), target), "{spec}");
+        // What was to be guarded is guarded, and nothing else.
+        let guard = spec.starts_with("{guard: yes") || spec.starts_with("{guard: true");
+        assert_eq!(policy, PeerPolicy::broken(&"shop".into(), &"p".into(), target, guard), "{spec}");
     }
 }
 
@@ -73,6 +79,8 @@ fn peer_policies_say_what_may_leave_the_mesh_and_what_udp_comes_in() {
     ] {
         let (policy, mistakes) = peer(SHOP, spec);
         assert_eq!(mistakes, [""; 0], "{spec}");
-        assert_eq!((policy.egress, policy.udp), (egress, udp), "{spec}");
+        assert_eq!((policy.egress, policy.udp, policy.guard), (egress, udp, false), "{spec}");
     }
+    let (policy, mistakes) = peer(SHOP, "{guard: true}");
+    assert!(policy.guard && mistakes.is_empty(), "{mistakes:?}");
 }
