@@ -238,8 +238,3 @@ pub(super) const ECHO: &str = "{group: '', kind: Service, name: echo, port: 80}"
 pub(super) fn http(name: &str, rules: &str) -> String {
     route("HTTPRoute", MESH, name, &format!("parentRefs: [{ECHO}], rules: [{rules}]"))
 }
-
-/// `backendRefs` with one entry of a weight, in flow style.
-pub(super) fn to(name: &str) -> String {
-    format!("backendRefs: [{{name: {name}, port: 8080}}]")
-}
