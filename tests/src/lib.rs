@@ -9,6 +9,7 @@ pub mod apps;
 pub mod bpf;
 pub mod cgroup;
 pub mod datagram;
+pub mod gateway;
 pub mod http;
 pub mod interrupt;
 pub mod leftovers;

@@ -8,6 +8,7 @@
 mod bench;
 mod check;
 mod compile;
+mod conformance;
 mod demo;
 mod kernels;
 mod setup;
@@ -24,9 +25,11 @@ cargo xtask TASK
   bench            direct against meshed on the same two nodes  [--rounds N] [--seconds N] [--quick]
                    [--native]: two pods of one node, and what many rules and services cost a connect()
                    [--peer NAME --up COMMAND --down COMMAND]: another proxy pair on the same topology
+  conformance      the Gateway API mesh cases, on one node and on two, as a table; a miss fails
+                   [same|across|split]... [--within SECONDS] [PART-OF-A-TEST'S-NAME]...
   setup            install what building the programs and running the suites needs
-  test             unit, kernel and mesh suites, and the kernel suites under Linux 6.1
-                   [--long] [unit|kernel|mesh|guest]... [-- TEST-ARGS]
+  test             unit, kernel, mesh and conformance suites, and the kernel suites under Linux 6.1
+                   [--long] [unit|kernel|mesh|conformance|guest]... [-- TEST-ARGS]
   kernels          the kernel suites under Debian's 6.1, 6.12 and newest kernel, emulated
                    [6.1|6.12|newest]... [--update: look for newer packages] [-- TEST-ARGS]
   check            rustfmt, clippy, tidy, cargo-deny, rustdoc
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let done = match task.as_str() {
         "demo" => demo::run(rest),
         "bench" => bench::run(rest),
+        "conformance" => conformance::run(rest),
         "setup" => setup::run(rest),
         "test" => test::run(rest),
         "kernels" => kernels::run(rest),

@@ -22,11 +22,13 @@ enum Suite {
     Kernel,
     /// Two nodes end to end.
     Mesh,
+    /// The cases of Gateway API's mesh suite, and ours.
+    Conformance,
     /// The kernel suites once more, under other kernels (`kernels`).
     Guest,
 }
 
-const SUITES: [Suite; 4] = [Suite::Unit, Suite::Kernel, Suite::Mesh, Suite::Guest];
+const SUITES: [Suite; 5] = [Suite::Unit, Suite::Kernel, Suite::Mesh, Suite::Conformance, Suite::Guest];
 
 impl Suite {
     fn name(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Suite {
             Self::Unit => "unit",
             Self::Kernel => "kernel",
             Self::Mesh => "mesh",
+            Self::Conformance => "conformance",
             Self::Guest => "guest",
         }
     }
@@ -111,7 +114,7 @@ fn parse(args: &[String]) -> Result<Options> {
             "--" => options.test_args.extend(args.by_ref().cloned()),
             name => match SUITES.iter().find(|suite| suite.name() == name) {
                 Some(suite) => options.suites.push(*suite),
-                None => bail!("`{name}` is neither an option nor a suite (unit, kernel, mesh, guest)"),
+                None => bail!("`{name}` is no option and no suite (unit, kernel, mesh, conformance, guest)"),
             },
         }
     }

@@ -1,9 +1,11 @@
 //! `mesh-sample KIND`: small applications that know nothing of any mesh, for the suites, the demo and the bench.
 //!
 //! Servers run until they are killed and print a line of JSON per event; clients end by themselves and print
-//! one object of JSON as their last line. Threads and blocking sockets only: the plainest program there is.
+//! one object of JSON as their last line. Threads and blocking sockets only, the plainest program there is, but for
+//! the application of the Gateway API cases, which needs HTTP/2.
 
 mod churn;
+mod gateway;
 mod http;
 mod latency;
 mod options;
@@ -30,6 +32,8 @@ servers (--port N [--ports N], the number of ports from there on)
   early-fin   ends its own direction at once, then reads to the end
   reset       resets the connection after the first byte
   transfer    --bytes N: sends and checks N bytes at once
+  gateway-echo [--port N]... [--grpc N]... [--tcp N]... [--tls N]...: tells what it was asked; takes ?delay=1s,
+              ?headers=name:value and ?codes=500:1,200:1, and any upgrade
 
 clients (--to IP:PORT)
   dial        --every-ms N --count N: a connection at a steady pace; prints each
@@ -48,6 +52,8 @@ clients (--to IP:PORT)
   probe       [--bind IP] [--say TEXT] [--within-ms N] [--hold-ms N]: connects, waits for the first byte,
               tells what happened
   get         --path PATH: one HTTP request
+  gateway-ask --url SCHEME://HOST/PATH [--method M] [--count N] [--keep-alive true] [-H NAME:VALUE]...:
+              requests by http, h2c, grpc, tcp or upgrade; prints each answer, line by line
   send        one datagram by every way there is to send one; prints what became of each
 ";
 
@@ -78,6 +84,8 @@ fn run() -> Result<()> {
         "transfer" => transfer::client(&options),
         "half-close" => transfer::half_close(&options),
         "late" => transfer::late(&options),
+        "gateway-echo" => gateway::serve(&options),
+        "gateway-ask" => gateway::ask(&options),
         "dial" => churn::dial(&options),
         "churn" => churn::churn(&options),
         "burst" => churn::burst(&options),

@@ -1,4 +1,4 @@
-//! `--name value` pairs, each of which may be given several times.
+//! `--name value` or `--name=value` pairs, each of which may be given several times.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -15,7 +15,13 @@ impl Options {
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut pairs = Vec::new();
         while let Some(argument) = arguments.next() {
-            let Some(name) = argument.strip_prefix("--") else { bail!("`{argument}` is no option") };
+            // The one short option, as curl has it.
+            let long = if argument == "-H" { Some("header") } else { argument.strip_prefix("--") };
+            let Some(name) = long else { bail!("`{argument}` is no option") };
+            if let Some((name, value)) = name.split_once('=') {
+                pairs.push((name.to_owned(), value.to_owned()));
+                continue;
+            }
             let value = arguments.next().with_context(|| format!("--{name} needs a value"))?;
             pairs.push((name.to_owned(), value));
         }

@@ -44,7 +44,7 @@ pub fn serve(options: &Options, service: Service) -> Result<()> {
 }
 
 /// Listens on every address, of both families.
-fn listen(port: u16) -> Result<TcpListener> {
+pub fn listen(port: u16) -> Result<TcpListener> {
     let listener =
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("cannot listen on port {port}"))?;
     // Listening again only changes the queue's length: the standard library's is 128, too short for a burst.
