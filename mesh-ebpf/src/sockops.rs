@@ -240,11 +240,19 @@ fn closed(ctx: &SockOpsContext, ends: &Ends) {
         }
         return;
     }
-    // Clients are those that asked for something, the agent's, and a pod's that connect to itself.
-    let is_client = lane != 0 || words(&ends.local_ip) == words(&ends.remote_ip) || AGENT_SK.on(ends.sk).is_some();
+    // Clients are those that asked for something, the agent's, and a pod's that connect to itself: there either end may
+    // be the client's.
+    let mut is_client = lane != 0 || AGENT_SK.on(ends.sk).is_some();
     // One key: the stack has no room for two.
-    let key = if is_client { ends.flow_as_client() } else { ends.flow_as_server() };
-    let Some(flow) = FLOWS.get_ptr_mut(&key) else {
+    let mut key = if is_client { ends.flow_as_client() } else { ends.flow_as_server() };
+    let mut found = FLOWS.get_ptr_mut(&key);
+    if found.is_none() && !is_client && words(&ends.local_ip) == words(&ends.remote_ip) {
+        is_client = true;
+        // The addresses are the same.
+        (key.client_port, key.server_port) = (key.server_port, key.client_port);
+        found = FLOWS.get_ptr_mut(&key);
+    }
+    let Some(flow) = found else {
         return;
     };
     // SAFETY: a live map value; each word is read once.

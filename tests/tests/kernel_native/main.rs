@@ -52,6 +52,28 @@ fn a_connection_between_two_pods_of_the_node_needs_no_agent_and_leaves_nothing()
 }
 
 #[test]
+fn a_pod_that_calls_its_own_service_leaves_nothing() -> Result<()> {
+    node(|bench| {
+        let pod = bench.pod("one")?;
+        let _enrolled = bench.enrol(captured_workload(&pod, PeerMode::Permissive))?;
+        let _app = pod.sample_server("greeter", 8080, &[])?;
+        let mut own = service("10.96.7.9", None);
+        own.endpoints = vec![Endpoint {
+            workload: Some(pod.name().into()),
+            node: "a".into(),
+            ..Endpoint::new(EndpointAddr::new(SocketAddr::new(pod.ip(), 8080)))
+        }];
+        bench.services.push(Arc::new(own));
+        bench.sync()?;
+        for _ in 0..4 {
+            served(&pod, "10.96.7.9:80".parse()?)?;
+        }
+        assert_eq!(counts(bench, [Counter::ConnectNative]), [4], "both ends have one address");
+        nothing_left(bench)
+    })
+}
+
+#[test]
 fn a_policy_is_enforced_at_connect_by_account_and_port_and_the_event_names_both_pods() -> Result<()> {
     node(|bench| {
         let Pair { client, server, .. } = pair(bench, PeerMode::Permissive)?;
