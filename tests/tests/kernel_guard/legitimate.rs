@@ -166,6 +166,13 @@ fn what_keeps_a_network_going_passes() -> Result<()> {
                 refused(&world.outside, SocketAddr::new(ip, 9 + round))?;
             }
         }
+        // The node asks under the address that it sends from, so the answer goes to one that is not of the link.
+        for ip in world.client.ips() {
+            node.ip("neigh flush dev pod1")?;
+            let closed = node.run(|| TcpStream::connect_timeout(&SocketAddr::new(ip, 9), SOON))?;
+            let refused = closed.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+            ensure!(refused, "the node to {ip}: {closed:?}");
+        }
         ensure!(bench.count(Counter::GuardLink) > 0, "no neighbour was asked for");
         let to = SocketAddr::new(world.inside.ip(), 9);
         let before = bench.count(Counter::GuardDatagram);
