@@ -5,11 +5,13 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1::Connection as Http1, http2::Connection as Http2};
 use hyper::service::service_fn;
 use tokio::sync::oneshot;
 
@@ -114,21 +116,10 @@ async fn serve_http1<S: Side>(
 ) -> Result<Bytes, Failure> {
     let service = service_fn(move |request| Rc::clone(&handler).answer(request));
     let mut connection = settings::server_http1().serve_connection(io, service);
-    let mut drain = worker.drain.clone();
-    let mut draining = false;
-    loop {
-        tokio::select! {
-            biased;
-            ending = live.switch().tripped() => return Err(Failure::Ended(ending)),
-            () = drain.reached(Phase::Draining), if !draining => {
-                draining = true;
-                Pin::new(&mut connection).graceful_shutdown();
-            }
-            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
-                return ended.map(|()| connection.into_parts().read_buf).map_err(|error| failure(&error));
-            }
-        }
-    }
+    let stop = Http1::graceful_shutdown;
+    run(worker, live, Pin::new(&mut connection), stop, |connection, cx| connection.get_mut().poll_without_shutdown(cx))
+        .await?;
+    Ok(connection.into_parts().read_buf)
 }
 
 async fn serve_http2<S: Side + 'static>(
@@ -138,7 +129,18 @@ async fn serve_http2<S: Side + 'static>(
     handler: Rc<impl Handler>,
 ) -> Result<(), Failure> {
     let service = service_fn(move |request| Rc::clone(&handler).answer(request));
-    let mut connection = std::pin::pin!(settings::server_http2().serve_connection(io, service));
+    let connection = std::pin::pin!(settings::server_http2().serve_connection(io, service));
+    run(worker, live, connection, Http2::graceful_shutdown, |connection, cx| connection.poll(cx)).await
+}
+
+/// Runs a connection to its end, or until it is ended; a drain lets it finish what it has.
+async fn run<C>(
+    worker: &Rc<Worker>,
+    live: &Live,
+    mut connection: Pin<&mut C>,
+    stop: impl Fn(Pin<&mut C>),
+    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<hyper::Result<()>>,
+) -> Result<(), Failure> {
     let mut drain = worker.drain.clone();
     let mut draining = false;
     loop {
@@ -147,9 +149,9 @@ async fn serve_http2<S: Side + 'static>(
             ending = live.switch().tripped() => return Err(Failure::Ended(ending)),
             () = drain.reached(Phase::Draining), if !draining => {
                 draining = true;
-                connection.as_mut().graceful_shutdown();
+                stop(connection.as_mut());
             }
-            ended = connection.as_mut() => return ended.map_err(|error| failure(&error)),
+            ended = poll_fn(|cx| poll(connection.as_mut(), cx)) => return ended.map_err(|error| failure(&error)),
         }
     }
 }

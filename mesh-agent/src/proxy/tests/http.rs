@@ -95,6 +95,15 @@ fn route(service: &str, rules: Vec<(&str, Rule)>) -> impl FnOnce(&mut SnapshotPa
     move |parts| parts.routes.push(Arc::new(routes))
 }
 
+/// A client, an application of another node, its listener, and a Service for it with a route for everything.
+fn routed(mesh: &Mesh) -> (Pod, Pod, TcpListener, SocketAddr) {
+    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+    let listener = cart.listen();
+    let vip = mesh.service("shop", &[(&cart, listener.local_addr().unwrap())]);
+    mesh.change(route("shop", vec![("/", rule(0, &[("shop", 1)]))]));
+    (web, cart, listener, vip)
+}
+
 #[tokio::test]
 async fn each_request_of_a_connection_goes_where_its_rule_says() {
     let mesh = Mesh::new();
@@ -195,10 +204,7 @@ async fn a_failed_attempt_is_repeated_with_its_body_and_a_late_one_is_given_up()
 async fn large_bodies_pass_whole_in_both_directions() {
     for wire in [super::rig::RAW, super::rig::HBONE] {
         let mesh = Mesh::new().speaking(wire);
-        let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
-        let listener = cart.listen();
-        let vip = mesh.service("shop", &[(&cart, listener.local_addr().unwrap())]);
-        mesh.change(route("shop", vec![("/", rule(0, &[("shop", 1)]))]));
+        let (web, _cart, listener, vip) = routed(&mesh);
         let content: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[usize::try_from(n % 3).unwrap()]).collect();
         let sent = content.clone();
         tokio::spawn(async move {
@@ -226,10 +232,7 @@ async fn large_bodies_pass_whole_in_both_directions() {
 #[tokio::test]
 async fn after_a_switch_of_protocols_bytes_pass_both_ways() {
     let mesh = Mesh::new();
-    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
-    let listener = cart.listen();
-    let vip = mesh.service("shop", &[(&cart, listener.local_addr().unwrap())]);
-    mesh.change(route("shop", vec![("/", rule(0, &[("shop", 1)]))]));
+    let (web, _cart, listener, vip) = routed(&mesh);
     let mut client = web.connect(vip).await;
     let request = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     client.write_all(request.as_bytes()).await.unwrap();
@@ -253,10 +256,7 @@ async fn after_a_switch_of_protocols_bytes_pass_both_ways() {
 #[tokio::test]
 async fn who_speaks_first_or_no_http_is_not_held_up_by_a_route() {
     let mesh = Mesh::new();
-    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
-    let listener = cart.listen();
-    let vip = mesh.service("shop", &[(&cart, listener.local_addr().unwrap())]);
-    mesh.change(route("shop", vec![("/", rule(0, &[("shop", 1)]))]));
+    let (web, _cart, listener, vip) = routed(&mesh);
     let mut client = web.connect(vip).await;
     let (mut server, _) = soon(listener.accept()).await.unwrap();
     server.write_all(b"220 hello\r\n").await.unwrap();
