@@ -22,10 +22,6 @@ const PACE: Duration = Duration::from_millis(50);
 /// Where level U holds and level S does not, this long is waited for it.
 const STRICT_WITHIN: Duration = Duration::from_secs(3);
 
-/// A known fault of another room, which these cases are not about: some records of native connections outlive them
-/// and are taken away by the next sweep, which says so.
-const LEFT_RECORDS: &str = "records without a connection were removed";
-
 /// How one case ended at both levels; `Err` says why.
 #[derive(Debug)]
 pub struct Outcome {
@@ -85,7 +81,6 @@ pub fn run(
 ) -> Result<()> {
     for source in sources {
         scenario(|mesh| {
-            mesh.expect_complaint(LEFT_RECORDS);
             for complaint in tests.iter().flat_map(|test| &test.complaints) {
                 mesh.expect_complaint(complaint);
             }
