@@ -193,15 +193,16 @@ impl Caller {
         loop {
             let snapshot = self.worker.shared.snapshots.load();
             let target = candidates.next(&snapshot, failed.take()).map_err(Unanswered::Unsent)?;
-            let mut connection = match self.connection(plan, &target).await {
+            let connection = match self.connection(plan, &target).await {
                 Ok(connection) => connection,
                 Err(failure) => {
                     failed = Some(failure);
                     continue;
                 }
             };
-            match self.send(plan, &target, &mut connection, &parts, source).await {
-                Ok(response) => return Ok(Exchange { response, connection, target }),
+            let fresh = async || self.fresh(&target, To::of(&target, plan.h2)).await;
+            match send(connection, target.addr().addr(), &parts, source, fresh).await {
+                Ok((response, connection)) => return Ok(Exchange { response, connection, target }),
                 Err(Ok(failure)) => failed = Some(failure),
                 Err(Err(error)) => return Err(Unanswered::Broken(error)),
             }
@@ -221,40 +222,39 @@ impl Caller {
         let upstream = upstream::open(&self.worker, &self.pod, &self.source, self.peer, target).await?;
         Connection::open(&self.worker, upstream, to).await
     }
+}
 
-    /// Sends the request on `connection`, and on a fresh one if that had ended before. The inner error: the
-    /// endpoint cannot be reached, or the request was broken off.
-    async fn send(
-        &self,
-        plan: &Plan<'_>,
-        target: &Target,
-        connection: &mut Connection,
-        parts: &Parts,
-        source: &mut Source,
-    ) -> Result<Response<Incoming>, Result<Failure, hyper::Error>> {
-        let mut request = Request::from_parts(copy(parts), source.body());
-        // A connection that was kept may have been ended by the application since; so may, in theory, each fresh one.
-        for _ in 0..2 {
-            match connection.send(request).await {
-                Ok(response) => return Ok(response),
-                Err(SendError::Unsent(unsent)) => request = *unsent,
-                Err(SendError::Broken(_)) if connection.was_kept() && source.may_repeat(parts) => {
-                    request = Request::from_parts(copy(parts), source.body());
-                }
-                Err(SendError::Broken(error)) => return Err(Err(error)),
+/// Sends a request on `connection`, and on a fresh one if that had ended before. The inner error: `to` cannot be
+/// connected to, or the request was broken off.
+pub(super) async fn send(
+    mut connection: Connection,
+    to: SocketAddr,
+    parts: &Parts,
+    source: &mut Source,
+    fresh: impl AsyncFn() -> Result<Connection, Failure>,
+) -> Result<(Response<Incoming>, Connection), Result<Failure, hyper::Error>> {
+    let mut request = Request::from_parts(copy(parts), source.body());
+    // A connection that was kept may have been ended by the application since; so may, in theory, each fresh one.
+    for _ in 0..2 {
+        match connection.send(request).await {
+            Ok(response) => return Ok((response, connection)),
+            Err(SendError::Unsent(unsent)) => request = *unsent,
+            Err(SendError::Broken(_)) if connection.was_kept() && source.may_repeat(parts) => {
+                request = Request::from_parts(copy(parts), source.body());
             }
-            *connection = match self.fresh(target, To::of(target, plan.h2)).await {
-                Ok(connection) => connection,
-                Err(failure) => {
-                    source.restore(request.into_body());
-                    return Err(Ok(failure));
-                }
-            };
+            Err(SendError::Broken(error)) => return Err(Err(error)),
         }
-        source.restore(request.into_body());
-        let reason = "it ends every connection before a request".to_owned();
-        Err(Ok(Failure::Tunnel { with: target.addr().addr(), reason }))
+        connection = match fresh().await {
+            Ok(connection) => connection,
+            Err(failure) => {
+                source.restore(request.into_body());
+                return Err(Ok(failure));
+            }
+        };
     }
+    source.restore(request.into_body());
+    let reason = "it ends every connection before a request".to_owned();
+    Err(Ok(Failure::Tunnel { with: to, reason }))
 }
 
 fn is_retriable(retry: &crate::model::route::Retry, outcome: &Result<Exchange, Unanswered>) -> bool {
@@ -279,7 +279,7 @@ pub(super) fn copy(head: &Parts) -> Parts {
 }
 
 impl Unanswered {
-    /// What the client is told; `None`: the stream is reset as the application reset it.
+    /// What the client is told.
     pub(super) fn answer(&self, request: &RequestView<'_>) -> Answer {
         match self {
             Self::Unsent(failure) => super::reply::unsent(failure, request),

@@ -9,9 +9,9 @@ use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use super::attempt::{Source, copy};
+use super::attempt::{Source, copy, send};
 use super::body::{Body, BodyError};
-use super::conn::{Connection, Kept, SendError, To};
+use super::conn::{Connection, Kept, To};
 use super::downstream::{self, Answering, Client, Handler, Served, Switch, Switched};
 use super::in_flight::{Guard, InFlight};
 use super::prefixed::Prefixed;
@@ -220,23 +220,11 @@ impl Inbound {
         parts: &Parts,
         source: &mut Source,
     ) -> Result<(Response<Incoming>, Connection), Result<Failure, hyper::Error>> {
-        let mut connection = match self.kept.take(&self.to()) {
+        let connection = match self.kept.take(&self.to()) {
             Some(connection) => connection,
             None => self.connect().await.map_err(Ok)?,
         };
-        let mut request = Request::from_parts(copy(parts), source.body());
-        for _ in 0..2 {
-            match connection.send(request).await {
-                Ok(response) => return Ok((response, connection)),
-                Err(SendError::Unsent(unsent)) => request = *unsent,
-                Err(SendError::Broken(_)) if connection.was_kept() && source.may_repeat(parts) => {
-                    request = Request::from_parts(copy(parts), source.body());
-                }
-                Err(SendError::Broken(error)) => return Err(Err(error)),
-            }
-            connection = self.connect().await.map_err(Ok)?;
-        }
-        Err(Ok(Failure::Reset("server")))
+        send(connection, self.target, parts, source, async || self.connect().await).await
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
