@@ -214,27 +214,31 @@ fn uninstalling_leaves_the_node_as_it_was_found() -> Result<()> {
     scenario(|mesh| {
         mesh.objects().put_namespace("shop", true)?;
         let client = mesh.pod(Side::A, "shop/client")?;
-        let before = network(&client)?;
         let server = mesh.pod(Side::B, "shop/server")?;
         let _echo = server.sample_server("echo", 7000, &[])?;
+        let pods = [(Side::A, &client), (Side::B, &server)];
+        let before = [network(&client)?, network(&server)?];
         mesh.start()?;
         mesh.captured(&client)?;
         mesh.captured(&server)?;
         travels(mesh, &client, SocketAddr::new(server.ip(), 7000), "mutual_tls")?;
-        let node = mesh.node(Side::A);
-        ensure!(bpf::attached_to_cgroup(node.cgroup())? > 0, "nothing was attached");
-        ensure!(!bpf::pins(node.bpffs())?.is_empty(), "nothing was pinned");
-        ensure!(bpf::attached_to_netns(client.netns())? > 0, "nothing was attached to the pod");
+        ensure!(network(&server)?.contains("fwmark"), "nothing was delivered to the server");
+        for ((side, pod), before) in pods.into_iter().zip(before) {
+            let node = mesh.node(side);
+            ensure!(bpf::attached_to_cgroup(node.cgroup())? > 0, "nothing was attached");
+            ensure!(!bpf::pins(node.bpffs())?.is_empty(), "nothing was pinned");
+            ensure!(bpf::attached_to_netns(pod.netns())? > 0, "nothing was attached to the pod");
 
-        mesh.take_agent(Side::A)?.stop()?;
-        let node = mesh.node(Side::A);
-        Agent::uninstall(node)?;
-        ensure!(bpf::attached_to_cgroup(node.cgroup())? == 0, "programs are still attached to the cgroup");
-        ensure!(bpf::attached_to_netns(client.netns())? == 0, "programs are still attached to the pod");
-        let pins = bpf::pins(node.bpffs())?;
-        ensure!(pins.is_empty(), "pins are left: {pins:?}");
-        let after = network(&client)?;
-        ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+            mesh.take_agent(side)?.stop()?;
+            let node = mesh.node(side);
+            Agent::uninstall(node)?;
+            ensure!(bpf::attached_to_cgroup(node.cgroup())? == 0, "programs are still attached to the cgroup");
+            ensure!(bpf::attached_to_netns(pod.netns())? == 0, "programs are still attached to the pod");
+            let pins = bpf::pins(node.bpffs())?;
+            ensure!(pins.is_empty(), "pins are left: {pins:?}");
+            let after = network(pod)?;
+            ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+        }
         Ok(())
     })
 }

@@ -48,6 +48,8 @@ pub struct EnrolledPod {
     pub(super) captures: AtomicBool,
     pub(super) lenient: AtomicBool,
     pub(super) kept: KeptListeners,
+    /// Whether the way back of deliveries stands.
+    routed: AtomicBool,
 }
 
 /// Who is enrolled, by uid.
@@ -84,7 +86,6 @@ impl Kernel {
             return Err(NotCaptured::Cgroup { pid, cgroup });
         }
         let sockets = open_sockets(&netns)?;
-        netns.within(routes::install).map_err(|e| NotCaptured::System(format!("routes for delivery: {e}")))?;
         let pod = Arc::new(EnrolledPod {
             uid: Arc::clone(&workload.uid),
             accepted: self.accepted_map()?,
@@ -94,6 +95,7 @@ impl Kernel {
             captures: AtomicBool::new(false),
             lenient: AtomicBool::new(lenient),
             kept: KeptListeners::default(),
+            routed: AtomicBool::new(false),
         });
         // A pod that an earlier agent served keeps capturing while this one takes over.
         let inherited = self.lookup_pin(pod.netns.cookie).exists();
@@ -102,7 +104,6 @@ impl Kernel {
             // What protects it already stays: see `guard`.
             if !inherited {
                 self.remove_pod(&pod);
-                let _ = pod.netns.within(routes::remove);
             }
             return Err(error.into());
         }
@@ -189,6 +190,18 @@ impl EnrolledPod {
         self.netns.within(routes::remove)
     }
 
+    /// The way back of what is delivered stands from the first delivery on. Not before: one rule in a netns makes
+    /// each of its connections dearer by several microseconds, for as long as the netns lives, and a pod whose peers
+    /// are all on its node needs none.
+    fn deliverable(&self) -> io::Result<()> {
+        if !self.routed.load(Ordering::Acquire) {
+            // Twice at a time is once: what is there already stays.
+            self.netns.within(routes::install).map_err(|e| io::Error::new(e.kind(), format!("way back: {e}")))?;
+            self.routed.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
     fn mark_own(&self, socket: &Socket, purpose: u32) -> io::Result<()> {
         let mut map = self.agent_sk.lock().unwrap_or_else(PoisonError::into_inner);
         map.insert(&socket.as_fd(), purpose, 0).map_err(io::Error::other)
@@ -222,6 +235,7 @@ impl PodNet for EnrolledPod {
         match purpose {
             SocketUse::Upstream => self.mark_own(&socket, AGENT_UPSTREAM)?,
             SocketUse::Delivery { client } => {
+                self.deliverable()?;
                 self.mark_own(&socket, AGENT_DELIVERY)?;
                 show_client(&socket, client.ip())?;
             }

@@ -50,18 +50,22 @@ pub(super) fn install() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes them away again. The sysctls go back to their defaults; delivered connections must have ended.
+/// Takes them away again, where they are. The sysctls go back to their defaults; delivered connections must have
+/// ended.
 pub(super) fn remove() -> io::Result<()> {
     let missing = [nix::libc::ENOENT, nix::libc::ESRCH, nix::libc::EAFNOSUPPORT, nix::libc::EOPNOTSUPP];
+    let mut found = false;
     for family in FAMILIES {
         for message in [RouteNetlinkMessage::DelRule(rule(family)), RouteNetlinkMessage::DelRoute(route(family))] {
             match request(NETLINK_ROUTE, message, 0) {
+                Ok(()) => found = true,
                 Err(e) if e.raw_os_error().is_some_and(|code| missing.contains(&code)) => {}
-                other => other?,
+                Err(e) => return Err(e),
             }
         }
     }
-    write_sysctls("0")
+    // Where nothing was delivered they are the pod's own.
+    if found { write_sysctls("0") } else { Ok(()) }
 }
 
 fn write_sysctls(value: &str) -> io::Result<()> {
@@ -107,19 +111,4 @@ fn route(family: AddressFamily) -> RouteMessage {
     };
     route.attributes = vec![RouteAttribute::Table(TABLE), RouteAttribute::Oif(LOOPBACK_IFINDEX)];
     route
-}
-
-/// Whether the calling thread's network namespace has our rule.
-pub(super) fn is_installed() -> bool {
-    let probe = |family| {
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match request(NETLINK_ROUTE, RouteNetlinkMessage::NewRule(rule(family)), flags) {
-            Err(error) => error.raw_os_error() == Some(nix::libc::EEXIST),
-            Ok(()) => {
-                let _ = request(NETLINK_ROUTE, RouteNetlinkMessage::DelRule(rule(family)), 0);
-                false
-            }
-        }
-    };
-    FAMILIES.into_iter().any(probe)
 }

@@ -58,7 +58,7 @@ pub fn uninstall(config: &KernelConfig) -> io::Result<()> {
     }
     map_directories(&config.root()).unwrap_or_default().iter().for_each(|dir| remove_maps(dir));
     for netns in named_netns().iter().filter(|netns| cookie(netns).is_ok_and(|cookie| cookies.contains(&cookie))) {
-        let _ = sys::within_netns(netns.as_fd(), || routes::is_installed().then(routes::remove));
+        let _ = sys::within_netns(netns.as_fd(), routes::remove);
     }
     let _ = fs::remove_dir(config.cgroup.join(OWN_CGROUP));
     match fs::remove_dir(config.root()) {

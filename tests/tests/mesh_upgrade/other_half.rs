@@ -104,19 +104,21 @@ fn an_upgrade_to_other_records_lets_nobody_through_and_loses_no_open_connection(
 #[test]
 fn a_pod_that_left_while_no_agent_ran_is_left_as_it_was_found() -> Result<()> {
     scenario(|mesh| {
-        let (client, _) = mesh.shop()?;
+        let (client, server) = mesh.shop()?;
         let rules =
-            || Ok(String::from_utf8(Command::new("ip").args(["-n", client.netns().name(), "rule"]).output()?.stdout)?);
+            || Ok(String::from_utf8(Command::new("ip").args(["-n", server.netns().name(), "rule"]).output()?.stdout)?);
+        let _echo = server.sample_server("echo", 7000, &[])?;
+        let answer = client.ask("churn", SocketAddr::new(server.ip(), 7000), &["--count", "1"], WITHIN)?;
         let before: String = rules()?;
-        ensure!(before.contains("fwmark"), "there was nothing to take away: {before}");
-        let options = mesh.take_agent(Side::A)?.kill()?;
-        let mut object = client.object();
+        ensure!(answer["ok"] == 1 && before.contains("fwmark"), "there was nothing to take away: {answer}, {before}");
+        let options = mesh.take_agent(Side::B)?.kill()?;
+        let mut object = server.object();
         object.labels.insert(MODE_LABEL.to_owned(), "disabled".to_owned());
         mesh.objects().put_pod(&object)?;
-        mesh.run_agent(Side::A, options)?;
-        mesh.ready(Side::A)?;
+        mesh.run_agent(Side::B, options)?;
+        mesh.ready(Side::B)?;
         wait::until("the pod is left as it was found", WITHIN, || {
-            let (programs, rules): (u32, Result<String>) = (bpf::attached_to_netns(client.netns())?, rules());
+            let (programs, rules): (u32, Result<String>) = (bpf::attached_to_netns(server.netns())?, rules());
             let rules = rules?;
             wait::holds(programs == 0 && !rules.contains("fwmark"), || format!("{programs} programs, {rules}"))
         })

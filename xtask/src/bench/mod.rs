@@ -28,6 +28,7 @@ struct Options {
     seconds: u32,
     peer: Option<Peer>,
     native: bool,
+    only: Option<String>,
 }
 
 /// Measures, prints the table and writes the JSON.
@@ -41,7 +42,8 @@ pub fn run(args: &[String]) -> Result<()> {
     programs::prefer(shell::target_dir()?.join("release"));
     leftovers::sweep()?;
     let printed = if options.native {
-        native::measure(options.rounds, options.seconds).map(|report| (report.table(), report.json()))
+        native::measure(options.rounds, options.seconds, options.only.as_deref())
+            .map(|report| (report.table(), report.json()))
     } else {
         measure(&options).map(|report| (report.table(), report.json()))
     };
@@ -55,7 +57,7 @@ pub fn run(args: &[String]) -> Result<()> {
 }
 
 fn parse(args: &[String]) -> Result<Options> {
-    let mut options = Options { rounds: 7, seconds: 3, peer: None, native: false };
+    let mut options = Options { rounds: 7, seconds: 3, peer: None, native: false, only: None };
     let (mut name, mut up, mut down) = (None, None, None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -64,6 +66,7 @@ fn parse(args: &[String]) -> Result<Options> {
             "--rounds" => options.rounds = value()?.parse().context("--rounds is no number")?,
             "--seconds" => options.seconds = value()?.parse().context("--seconds is no number")?,
             "--native" => options.native = true,
+            "--only" => options.only = Some(value()?),
             "--quick" => (options.rounds, options.seconds) = (3, 1),
             "--peer" => name = Some(value()?),
             "--up" => up = Some(value()?),
@@ -77,6 +80,7 @@ fn parse(args: &[String]) -> Result<Options> {
         (Some(name), Some(up), Some(down)) => Some(Peer { name, up, down }),
         _ => bail!("--peer, --up and --down belong together"),
     };
+    ensure!(options.native || options.only.is_none(), "--only chooses among the rows of --native");
     ensure!(!options.native || options.peer.is_none(), "--native compares with no peer");
     Ok(options)
 }

@@ -36,11 +36,13 @@ pub struct Stage {
     server: Arc<Workload>,
     mesh: Mesh,
     rss: Option<(u64, u64)>,
+    /// What the names of the rows to measure begin with: empty for all of them.
+    only: String,
 }
 
 impl Stage {
     /// Both pods, the servers, no agent.
-    pub fn new() -> Result<Self> {
+    pub fn new(only: &str) -> Result<Self> {
         let mut mesh = Mesh::new()?;
         mesh.objects().put_namespace("bench", true)?;
         let client = mesh.pod(Side::A, "bench/client")?;
@@ -56,7 +58,7 @@ impl Stage {
             server.serve("iperf3", iperf, port::IPERF)?,
             server.sample_server("echo", port::ECHO, &[])?,
         ];
-        Ok(Self { _servers: servers, client, server, mesh, rss: None })
+        Ok(Self { _servers: servers, client, server, mesh, rss: None, only: only.to_owned() })
     }
 
     /// Direct, direct once more, and native, in another order each time.
@@ -91,6 +93,9 @@ impl Stage {
         let by_service = [(port::HTTP, SocketAddr::new(VIP, port::HTTP))].into();
         let scene = Scene::new(&self.client, self.server.ip(), by_service);
         for (row, clients) in [("service_1_per_s", 1), ("service_16_per_s", 16)] {
+            if !self.wants(row) {
+                continue;
+            }
             sheet.insert(row, wrk(&scene, 1, clients, seconds, true)?.per_second);
         }
         self.rss = Some((before, self.mesh.agent(Side::A)?.process().rss_bytes()?));
@@ -103,21 +108,32 @@ impl Stage {
         let mut sheet = Sheet::new();
         // The first connection of a path sets things up that later ones only use.
         wrk(&scene, 1, 1, 1, false)?;
-        let trips = self.client.ask("pingpong", scene.target(port::ECHO), &["--count", ROUND_TRIPS], SLACK)?;
-        for (row, field) in [("pingpong_p50_us", "p50_us"), ("pingpong_p99_us", "p99_us")] {
-            let value = trips.get(field).and_then(serde_json::Value::as_f64);
-            sheet.insert(row, value.with_context(|| format!("pingpong gives no {field}"))?);
+        if self.wants("pingpong") {
+            let trips = self.client.ask("pingpong", scene.target(port::ECHO), &["--count", ROUND_TRIPS], SLACK)?;
+            for (row, field) in [("pingpong_p50_us", "p50_us"), ("pingpong_p99_us", "p99_us")] {
+                let value = trips.get(field).and_then(serde_json::Value::as_f64);
+                sheet.insert(row, value.with_context(|| format!("pingpong gives no {field}"))?);
+            }
         }
-        sheet.insert("stream_1_gbit_s", iperf(&scene, 1, seconds)?.gbit_per_s);
+        if self.wants("stream") {
+            sheet.insert("stream_1_gbit_s", iperf(&scene, 1, seconds)?.gbit_per_s);
+        }
         for (row, clients, close) in [
             ("connect_1_per_s", 1, true),
             ("connect_16_per_s", 16, true),
             ("http_16_per_s", 16, false),
             ("http_64_per_s", 64, false),
         ] {
-            sheet.insert(row, wrk(&scene, 1, clients, seconds, close)?.per_second);
+            if self.wants(row) {
+                sheet.insert(row, wrk(&scene, 1, clients, seconds, close)?.per_second);
+            }
         }
         Ok(sheet)
+    }
+
+    /// Whether a row, or rows whose names begin like this, are to be measured.
+    fn wants(&self, row: &str) -> bool {
+        row.starts_with(&self.only) || self.only.starts_with(row)
     }
 
     /// The agent's processor time while 30 s of data go by, and its memory before and after a round.

@@ -29,15 +29,19 @@ static SIZE: [Row; 2] = [
     Row::new("connect_service_p50_us", "connect() to a service's address, p50", "us", Bar::AtMost(1.2)),
 ];
 
-/// Measures both comparisons.
-pub fn measure(rounds: usize, seconds: u32) -> Result<Report> {
+/// Measures both comparisons; with `only`, the rows of the first whose names begin like that.
+pub fn measure(rounds: usize, seconds: u32, only: Option<&str>) -> Result<Report> {
     let busy = load_average();
     let mut facts = Vec::new();
     let mut lane = Comparison::new("native", ["direct", "a/a", "native"], &LANE);
-    let mut stage = lane::Stage::new()?;
+    let mut stage = lane::Stage::new(only.unwrap_or_default())?;
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}: one node");
         lane.add(stage.round(round, seconds)?);
+    }
+    let remark = (busy > 0.5).then(|| format!("the machine was busy before the bench began: load average {busy}"));
+    if only.is_some() {
+        return Ok(Report { comparisons: vec![lane], facts, remark });
     }
     // Shown at once: the rest takes a while.
     eprint!("{}", lane.table());
@@ -51,7 +55,6 @@ pub fn measure(rounds: usize, seconds: u32) -> Result<Report> {
     }
     facts.extend(stage.facts()?);
     drop(stage);
-    let remark = (busy > 0.5).then(|| format!("the machine was busy before the bench began: load average {busy}"));
     Ok(Report { comparisons: vec![lane, size], facts, remark })
 }
 
