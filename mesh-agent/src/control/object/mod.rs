@@ -13,6 +13,7 @@ mod peer_policy;
 mod place;
 mod pod;
 mod probes;
+mod protocols;
 mod requests;
 mod route;
 mod selector;

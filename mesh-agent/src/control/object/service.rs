@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::decode::{Mistake, decode};
-use super::meta;
+use super::{meta, protocols};
 use crate::model::service::Protocol;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given (Kubernetes' default: three hours).
@@ -71,13 +71,15 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Service
     let spec = spec.unwrap_or_default();
     let is_name_only = spec.type_.as_deref() == Some("ExternalName");
     let outer_ips = outer_ips(&spec, status.as_ref(), mistakes);
+    let mut ports = if is_name_only { Vec::new() } else { ports(&spec, mistakes) };
+    protocols::declare(&metadata, &mut ports, mistakes);
     Ok(Service {
         namespace: meta::namespace(&metadata),
         name: meta::name(&metadata),
         external_name: is_name_only,
         cluster_ips: cluster_ips(&spec, mistakes),
         outer_ips: if is_name_only { Vec::new() } else { outer_ips },
-        ports: if is_name_only { Vec::new() } else { ports(&spec, mistakes) },
+        ports,
         affinity: affinity(&spec, mistakes),
         local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),

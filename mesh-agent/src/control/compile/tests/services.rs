@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::model::service::AppProtocol;
 
 const WEB_SLICE: &str = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-1, \
 namespace: shop, \
@@ -61,6 +62,39 @@ fn service_fields_that_are_left_out_have_kubernetes_defaults() {
     }
     let named = web_service("{type: ExternalName, externalName: example.org, ports: [{port: 80}]}");
     assert!(one(&named).services.is_empty());
+}
+
+#[test]
+fn an_annotation_says_what_a_service_speaks() {
+    use AppProtocol::{Http, Http2, Opaque, Unknown};
+    const SPEC: &str = "{clusterIP: 10.96.0.1, ports: [{name: http, port: 80}, {name: a, port: 81}, \
+                        {name: b, port: 82, appProtocol: http}, {name: c, port: 83, protocol: UDP}]}";
+    let annotated = |value: &str| {
+        let named = "name: web, namespace: shop";
+        assert!(web_service(SPEC).contains(named), "{}", web_service(SPEC));
+        let annotated = format!("{named}, annotations: {{mesh-agent.io/protocols: '{value}'}}");
+        one(&(web_service(SPEC).replace(named, &annotated) + WEB_SLICE + "endpoints: []\n"))
+    };
+    let spoken = |parts: &SnapshotParts| [80, 81, 82].map(|port| service(parts, "web", port).protocol());
+    for (value, expected) in [
+        ("", [Http, Unknown, Http]),
+        ("80=opaque, 81 = http2,82=http", [Opaque, Http2, Http]),
+        ("81=http,,82=opaque,", [Http, Http, Opaque]),
+    ] {
+        let parts = annotated(value);
+        check_problems(&parts, &[]);
+        assert_eq!(spoken(&parts), expected, "{value}");
+    }
+    for (value, expected) in [
+        ("80", "`80` is not of the form PORT=PROTOCOL"),
+        ("84=http", "`84` is no TCP port of this Service"),
+        ("83=http", "`83` is no TCP port of this Service"),
+        ("81=grpc", "`grpc` is none of http, http2, opaque"),
+    ] {
+        let parts = annotated(&format!("{value},82=opaque"));
+        check_problems(&parts, &[&format!("metadata.annotations[mesh-agent.io/protocols]: {expected}")]);
+        assert_eq!(spoken(&parts), [Http, Unknown, Opaque], "only the part with the mistake: {value}");
+    }
 }
 
 #[test]
