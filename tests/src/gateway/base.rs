@@ -76,7 +76,7 @@ impl Deployment {
 pub struct Allotted {
     /// `NAME.NAMESPACE`.
     pub name: String,
-    /// Its cluster IPs: IPv4, IPv6; of a headless one none.
+    /// Its cluster IPs: IPv4, IPv6; of a headless one and of a mere name none.
     pub ips: Option<[IpAddr; 2]>,
     /// The Service and its EndpointSlices, as a file of objects.
     pub yaml: String,
@@ -103,10 +103,10 @@ pub fn allot(
 ) -> Allotted {
     let (namespace, name) = (text(service, "/metadata/namespace"), text(service, "/metadata/name"));
     let mut service = service.clone();
-    let headless = text(&service, "/spec/clusterIP") == "None";
+    let bare = text(&service, "/spec/clusterIP") == "None" || text(&service, "/spec/type") == "ExternalName";
     let ips: [IpAddr; 2] =
         [Ipv4Addr::new(10, 96, 0, number).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, number.into()).into()];
-    if let (false, Some(spec)) = (headless, service.pointer_mut("/spec").and_then(Value::as_object_mut)) {
+    if let (false, Some(spec)) = (bare, service.pointer_mut("/spec").and_then(Value::as_object_mut)) {
         spec.insert("clusterIPs".to_owned(), json!(ips));
     }
     let selector: BTreeMap<String, String> = service
@@ -132,7 +132,7 @@ pub fn allot(
         })
     });
     let yaml: Vec<String> = std::iter::once(service.clone()).chain(slices).map(|object| object.to_string()).collect();
-    Allotted { name: format!("{name}.{namespace}"), ips: (!headless).then_some(ips), yaml: yaml.join("\n---\n") }
+    Allotted { name: format!("{name}.{namespace}"), ips: (!bare).then_some(ips), yaml: yaml.join("\n---\n") }
 }
 
 fn slice_ports(service: &Value) -> Vec<Value> {

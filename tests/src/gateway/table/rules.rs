@@ -31,8 +31,8 @@ pub(super) fn tests() -> Vec<Test> {
         rule("OnlyTheFirstLevelOfRoutesApplies", "rule-first-level", first_level()),
         rule("HostnamesAreIgnored", "rule-hostnames", hostnames()),
         Test {
-            afterwards: Some(("the route is told", rejected)),
-            ..rule("HeadlessParentsAreRejected", "rule-headless", headless())
+            afterwards: Some(("the routes are told", rejected)),
+            ..rule("ParentsWithoutAddressAreRejected", "rule-headless", headless())
         },
         Test {
             afterwards: Some(("the route is told", unresolved)),
@@ -86,7 +86,8 @@ fn losers(world: &World<'_>) -> Result<()> {
 }
 
 fn rejected(world: &World<'_>) -> Result<()> {
-    world.told("HTTPRoute", "headless", ["UnsupportedValue", "ResolvedRefs"])
+    world.told("HTTPRoute", "headless", ["UnsupportedValue", "ResolvedRefs"])?;
+    world.told("HTTPRoute", "elsewhere", ["UnsupportedValue", "ResolvedRefs"])
 }
 
 fn unresolved(world: &World<'_>) -> Result<()> {

@@ -21,6 +21,7 @@ pub(super) fn tests() -> Vec<Test> {
         rule("HostsAreRewritten", "rule-rewrite-host", rewrite_host()),
         rule("EveryHttpIsRouted", "rule-protocols", protocols()),
         rule("ConnectionsAreRouted", "rule-tcp", tcp()),
+        rule("ConnectionsOfTlsAreRouted", "rule-tls", tls()),
     ]
 }
 
@@ -54,19 +55,31 @@ fn retries() -> Vec<Case> {
         get("/once?codes=500:1").status(500),
         get("/thrice?codes=500:3,200:1").by("echo-v1"),
         get("/never?codes=500:1").status(500),
+        get("/hurried?codes=500:9&delay=300ms").status(504).answered(REASON, "timeout"),
+        get("/slow?delay=1s").status(504).answered(REASON, "timeout"),
+        get("/closed").status(503),
     ]
 }
 
+/// How many requests of a case a percentage is taken of.
+const MANY: usize = 200;
+
 fn mirror() -> Vec<Case> {
-    vec![get("/all").by("echo-v1"), get("/none").by("echo-v1")]
+    let many = |path: &str| get(path).shares(MANY, &[("echo-v1", 1.0)]);
+    vec![get("/all").by("echo-v1"), get("/none").by("echo-v1"), many("/both"), many("/half"), many("/quarter")]
 }
 
 fn copies(world: &World<'_>) -> Result<()> {
     wait::until("the mirror gets its copies", IN_FORCE_WITHIN, || {
-        let at =
-            |path: &str| Ok::<_, anyhow::Error>(world.targets_at("echo-v2")?.iter().filter(|to| *to == path).count());
-        let (all, none) = (at("/all")?, at("/none")?);
-        wait::holds(all > 0 && none == 0, || format!("{all} copies of /all, {none} of /none"))
+        let (requests, copies) = (world.targets_at("echo-v1")?, world.targets_at("echo-v2")?);
+        let count = |at: &[String], path: &str| at.iter().filter(|to| *to == path).count();
+        // Copies for each request.
+        let share = |path: &str| count(&copies, path) as f64 / count(&requests, path) as f64;
+        let (whole, parts) = (["/all", "/none", "/both"].map(share), ["/half", "/quarter"].map(share));
+        // Five standard deviations, and more.
+        let near = |share: f64, wanted: f64| (share - wanted).abs() < 0.2 && share > 0.0;
+        let right = whole == [1.0, 0.0, 2.0] && near(parts[0], 0.5) && near(parts[1], 0.25);
+        wait::holds(right, || format!("copies for a request: {whole:?}, {parts:?}"))
     })
 }
 
@@ -113,4 +126,9 @@ fn tcp() -> Vec<Case> {
         get("/").scheme("tcp").to("echo:9090").shares(100, &[("echo-v1", 0.7), ("echo-v2", 0.3)]),
         get("/").scheme("tcp").to("echo-v1:9090").by("echo-v1"),
     ]
+}
+
+fn tls() -> Vec<Case> {
+    let passed = |to: &str| get("/").scheme("tcp").to(to);
+    vec![passed("echo:9090").by("echo-v2"), passed("echo-v1:9090").by("echo-v1")]
 }
