@@ -24,6 +24,7 @@ cargo xtask TASK
   demo             a mesh of two nodes, shown from its wire to its metrics  [--keep]
   bench            direct against meshed on the same two nodes  [--rounds N] [--seconds N] [--quick]
                    [--native]: two pods of one node, and what many rules and services cost a connect()
+                   [--http] [--alone]: the http lane, beside Envoy, HAProxy and nginx where they are, or alone
                    [--peer NAME --up COMMAND --down COMMAND]: another proxy pair on the same topology
   conformance      the Gateway API mesh cases, on one node and on two, as a table; a miss fails
                    [same|across|split]... [--within SECONDS] [PART-OF-A-TEST'S-NAME]...

@@ -94,7 +94,8 @@ fn rss_kib(scene: &Scene<'_>) -> Result<f64> {
     scene.proxies.iter().map(|pid| rss_of(*pid)).sum()
 }
 
-fn biggest_rss_mib(scene: &Scene<'_>) -> Result<f64> {
+/// Resident memory of the proxy that has most.
+pub fn biggest_rss_mib(scene: &Scene<'_>) -> Result<f64> {
     let all: Result<Vec<f64>> = scene.proxies.iter().map(|pid| rss_of(*pid)).collect();
     Ok(all?.into_iter().fold(0.0, f64::max) / 1024.0)
 }
@@ -124,9 +125,12 @@ pub fn iperf(scene: &Scene<'_>, streams: u32, seconds: u32) -> Result<Iperf> {
 /// What wrk measured.
 #[derive(Debug, PartialEq)]
 pub struct Wrk {
-    p50_us: f64,
-    p99_us: f64,
-    requests: u64,
+    /// Median latency, microseconds.
+    pub p50_us: f64,
+    /// Its 99th percentile.
+    pub p99_us: f64,
+    /// How many there were.
+    pub requests: u64,
     /// Requests per second.
     pub per_second: f64,
 }
@@ -176,6 +180,25 @@ fn parse_wrk(text: &str) -> Result<Wrk> {
     })
 }
 
+/// HTTP/2 requests to the server, without TLS, on `connections` with as many `streams` each at a time; gives their rate
+/// per second.
+pub fn h2load(scene: &Scene<'_>, connections: u32, streams: u32, seconds: u32) -> Result<f64> {
+    let mut command = Command::new("h2load");
+    command.args([&format!("-c{connections}"), &format!("-m{streams}"), &format!("-D{seconds}"), "-t1"]);
+    command.arg(format!("http://{}/", scene.target(port::HTTP2)));
+    parse_h2load(&run(scene, &format!("h2load-{connections}-{streams}"), command, seconds)?)
+}
+
+fn parse_h2load(text: &str) -> Result<f64> {
+    let requests = text.lines().find(|line| line.starts_with("requests:")).context("h2load counts no requests")?;
+    ensure!(requests.contains(" 0 failed,") && requests.contains(" 0 errored,"), "h2load: {requests}");
+    let codes = text.lines().find(|line| line.starts_with("status codes:")).context("h2load counts no answers")?;
+    ensure!(codes.contains(" 0 3xx, 0 4xx, 0 5xx"), "h2load: {codes}");
+    let rate =
+        text.lines().find_map(|line| line.strip_prefix("finished in ")?.split(", ").nth(1)?.strip_suffix(" req/s"));
+    rate.context("h2load gives no rate")?.parse().context("h2load's rate is no number")
+}
+
 fn micros(text: &str) -> Result<f64> {
     for (unit, factor) in [("us", 1.0), ("ms", 1e3), ("s", 1e6), ("m", 60e6)] {
         if let Some(number) = text.strip_suffix(unit) {
@@ -209,6 +232,16 @@ Transfer/sec:     40.00MB
     fn what_wrk_prints_is_read() {
         let expected = Wrk { p50_us: 105.0, p99_us: 1250.0, requests: 339_000, per_second: 113_000.5 };
         assert_eq!(parse_wrk(OUTPUT).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_h2load_prints_is_read() {
+        let output = "finished in 3.00s, 52340.33 req/s, 9.43MB/s\n\
+                      requests: 157021 total, 157037 started, 157021 done, 157021 succeeded, 0 failed, 0 errored, 0 timeout\n\
+                      status codes: 157037 2xx, 0 3xx, 0 4xx, 0 5xx\n";
+        assert!((parse_h2load(output).unwrap() - 52_340.33).abs() < 0.01);
+        assert!(parse_h2load(&output.replace(" 0 5xx", " 7 5xx")).is_err());
+        assert!(parse_h2load(&output.replace(" 0 failed", " 7 failed")).is_err());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! Method: every round measures direct, direct once more (the A/A row: what noise alone does) and meshed; ratios
 //! are taken within a round, and medians of those over the rounds. While direct is measured none of our programs
 //! is attached, which is asserted. Run it on an otherwise idle machine. `--native` does the same for two pods of one
-//! node, see [`native`].
+//! node, see [`native`]; `--http` for the http lane, beside other proxies that read requests, see [`http`].
 
+mod comparison;
+mod http;
 mod measure;
 mod native;
 mod path;
@@ -27,8 +29,19 @@ struct Options {
     rounds: usize,
     seconds: u32,
     peer: Option<Peer>,
-    native: bool,
     only: Option<String>,
+    subject: Subject,
+}
+
+/// What is compared with the direct path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    /// Connections between two nodes.
+    Tunnel,
+    /// Connections within one node.
+    Native,
+    /// Requests; beside `rivals`, if wanted.
+    Http { rivals: bool },
 }
 
 /// Measures, prints the table and writes the JSON.
@@ -38,14 +51,21 @@ pub fn run(args: &[String]) -> Result<()> {
     interrupt::catch()?;
     setup::ebpf_toolchain()?;
     setup::programs(setup::BENCH)?;
+    if let Subject::Http { .. } = options.subject {
+        setup::programs(setup::BENCH_HTTP)?;
+    }
     shell::run(shell::cargo().args(["build", "--release", "-p", "mesh-agent", "-p", "mesh-tests", "--bins"]))?;
     programs::prefer(shell::target_dir()?.join("release"));
     leftovers::sweep()?;
-    let printed = if options.native {
-        native::measure(options.rounds, options.seconds, options.only.as_deref())
-            .map(|report| (report.table(), report.json()))
-    } else {
-        measure(&options).map(|report| (report.table(), report.json()))
+    let Options { rounds, seconds, subject, .. } = options;
+    let printed = match subject {
+        Subject::Native => {
+            native::measure(rounds, seconds, options.only.as_deref()).map(|report| (report.table(), report.json()))
+        }
+        Subject::Http { rivals } => {
+            http::measure(rounds, seconds, rivals).map(|report| (report.table(), report.json()))
+        }
+        Subject::Tunnel => measure(&options).map(|report| (report.table(), report.json())),
     };
     leftovers::nothing_left()?;
     let (table, json) = printed?;
@@ -57,16 +77,18 @@ pub fn run(args: &[String]) -> Result<()> {
 }
 
 fn parse(args: &[String]) -> Result<Options> {
-    let mut options = Options { rounds: 7, seconds: 3, peer: None, native: false, only: None };
-    let (mut name, mut up, mut down) = (None, None, None);
+    let mut options = Options { rounds: 7, seconds: 3, peer: None, only: None, subject: Subject::Tunnel };
+    let (mut name, mut up, mut down, mut alone) = (None, None, None, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
             "--rounds" => options.rounds = value()?.parse().context("--rounds is no number")?,
             "--seconds" => options.seconds = value()?.parse().context("--seconds is no number")?,
-            "--native" => options.native = true,
             "--only" => options.only = Some(value()?),
+            "--native" => options.subject = Subject::Native,
+            "--http" => options.subject = Subject::Http { rivals: true },
+            "--alone" => alone = true,
             "--quick" => (options.rounds, options.seconds) = (3, 1),
             "--peer" => name = Some(value()?),
             "--up" => up = Some(value()?),
@@ -80,8 +102,14 @@ fn parse(args: &[String]) -> Result<Options> {
         (Some(name), Some(up), Some(down)) => Some(Peer { name, up, down }),
         _ => bail!("--peer, --up and --down belong together"),
     };
-    ensure!(options.native || options.only.is_none(), "--only chooses among the rows of --native");
-    ensure!(!options.native || options.peer.is_none(), "--native compares with no peer");
+    let native = options.subject == Subject::Native;
+    ensure!(native || options.only.is_none(), "--only chooses among the rows of --native");
+    ensure!(options.subject == Subject::Tunnel || options.peer.is_none(), "--native and --http compare with no peer");
+    if let Subject::Http { rivals } = &mut options.subject {
+        *rivals = !alone;
+    } else {
+        ensure!(!alone, "--alone belongs to --http");
+    }
     Ok(options)
 }
 
@@ -90,7 +118,7 @@ fn measure(options: &Options) -> Result<Report> {
     paths.extend(options.peer.clone().map(Path::Peer));
     let mut stage = path::Stage::new()?;
     let mut report = Report::new(paths.iter().map(|path| path.name().to_owned()).collect());
-    let busy = load_average();
+    busy().into_iter().for_each(|remark| report.remark(remark));
     for round in 1..=options.rounds {
         for path in &paths {
             interrupt::check()?;
@@ -100,19 +128,19 @@ fn measure(options: &Options) -> Result<Report> {
             report.add(path.name(), sheet);
         }
     }
-    if busy > 0.5 {
-        report.remark(format!("the machine was busy before the bench began: load average {busy}"));
-    }
     if options.rounds < 7 {
         report.remark(format!("{} rounds prove little: a bar counts as met from 7 rounds on", options.rounds));
     }
     Ok(report)
 }
 
-/// Of the last minute; 0 where it cannot be read.
-fn load_average() -> f64 {
+/// A remark where the machine is not at rest. To be asked before anything is measured.
+fn busy() -> Vec<String> {
+    // Of the last minute; 0 where it cannot be read.
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
+    let load = text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
+    let busy = load > 0.5;
+    busy.then(|| format!("the machine was busy before the bench began: load average {load}")).into_iter().collect()
 }
 
 fn report_file() -> Result<PathBuf> {

@@ -9,24 +9,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::mesh::{Mesh, Workload};
-use mesh_tests::process::{self, Process};
+use mesh_tests::process::{self, Process, tail};
 use mesh_tests::topology::Side;
 use mesh_tests::{apps, bpf};
 
 /// 128-byte bodies, as in the table of rivals.
-const BODY_BYTES: usize = 128;
+pub const BODY_BYTES: usize = 128;
 
 /// Ports of the server pod.
 pub mod port {
     /// nginx.
     pub const HTTP: u16 = 8080;
+    /// nginx, HTTP/2 without TLS.
+    pub const HTTP2: u16 = 8081;
     /// iperf3.
     pub const IPERF: u16 = 5201;
     /// A server that speaks first.
     pub const GREETER: u16 = 7001;
     /// An echo server.
     pub const ECHO: u16 = 7000;
-    /// All of them.
+    /// Those of the tunnel lane's bench.
     pub const ALL: [u16; 4] = [HTTP, IPERF, GREETER, ECHO];
 }
 
@@ -90,6 +92,11 @@ impl<'a> Scene<'a> {
         Scene { client, proxies: Vec::new(), targets, server }
     }
 
+    /// The same with the proxies between, whose processor time and memory count.
+    pub fn accounting(self, proxies: Vec<u32>) -> Self {
+        Self { proxies, ..self }
+    }
+
     /// Where the client must go to reach a port of the server.
     pub fn target(&self, port: u16) -> SocketAddr {
         self.targets.get(&port).copied().unwrap_or(SocketAddr::new(self.server, port))
@@ -137,7 +144,7 @@ impl Stage {
     }
 
     fn scene(&self, proxies: Vec<u32>, targets: BTreeMap<u16, SocketAddr>) -> Scene<'_> {
-        Scene { client: &self.client, proxies, targets, server: self.server.ip() }
+        Scene::new(&self.client, self.server.ip(), targets).accounting(proxies)
     }
 
     fn nothing_attached(&self) -> Result<()> {
@@ -145,19 +152,10 @@ impl Stage {
     }
 
     fn meshed(&mut self, measure: impl FnOnce(&Scene<'_>) -> Result<()>) -> Result<()> {
-        self.mesh.start()?;
-        self.mesh.captured(&self.client)?;
-        self.mesh.captured(&self.server)?;
-        let proxies: Result<Vec<u32>> =
-            Side::BOTH.into_iter().map(|side| Ok(self.mesh.agent(side)?.process().pid())).collect();
-        measure(&self.scene(proxies?, BTreeMap::new()))?;
-        for side in Side::BOTH {
-            let took = self.mesh.agent(side)?.access_log()?;
-            ensure!(took.iter().any(|line| line.get("security").is_some_and(|s| s == "mutual_tls")), "not meshed");
-            self.mesh.take_agent(side)?.stop()?;
-            mesh_tests::agent::Agent::uninstall(self.mesh.node(side))?;
-        }
-        self.nothing_attached()
+        let (client, server) = (&self.client, &self.server);
+        with_agents(&mut self.mesh, &[client, server], ("security", "mutual_tls"), |proxies| {
+            measure(&Scene::new(client, server.ip(), BTreeMap::new()).accounting(proxies))
+        })
     }
 
     fn with_peer(&self, peer: &Peer, measure: impl FnOnce(&Scene<'_>) -> Result<()>) -> Result<()> {
@@ -206,6 +204,37 @@ impl Stage {
         ensure!(status.success(), "`{text}` of {} failed: {status}", peer.name);
         Ok(())
     }
+}
+
+/// Starts an agent on each node, measures, makes sure that both have logged a connection with such a `field`, and takes
+/// everything of the agents away again. `measure` gets their process ids.
+pub fn with_agents<T>(
+    mesh: &mut Mesh,
+    pods: &[&Arc<Workload>],
+    field: (&str, &str),
+    measure: impl FnOnce(Vec<u32>) -> Result<T>,
+) -> Result<T> {
+    mesh.start()?;
+    pods.iter().try_for_each(|pod| mesh.captured(pod))?;
+    let proxies: Result<Vec<u32>> = Side::BOTH.into_iter().map(|side| Ok(mesh.agent(side)?.process().pid())).collect();
+    let measured = measure(proxies?).with_context(|| last_words(mesh))?;
+    for side in Side::BOTH {
+        let took = mesh.agent(side)?.access_log()?;
+        let (name, value) = field;
+        let found = took.iter().any(|line| line.get(name).is_some_and(|found| found == value));
+        ensure!(found, "no connection of {} had {name} = {value}", side.node_name());
+        mesh.take_agent(side)?.stop()?;
+        mesh_tests::agent::Agent::uninstall(mesh.node(side))?;
+    }
+    let pods: Vec<&Workload> = pods.iter().map(|pod| &***pod).collect();
+    nothing_attached(mesh, &pods)?;
+    Ok(measured)
+}
+
+/// What the agents have said last.
+fn last_words(mesh: &Mesh) -> String {
+    let said = |side| mesh.agent(side).map(|agent| tail(&agent.process().stdout(), 3) + &tail(&agent.log(), 3));
+    Side::BOTH.map(|side| said(side).unwrap_or_default()).concat()
 }
 
 /// `Err` while any program is attached to a node's cgroup or to one of the pods.

@@ -30,6 +30,8 @@ const QEMU: Program = Program { binary: "qemu-system-x86_64", package: "qemu-sys
 const BUSYBOX: Program = Program { binary: "busybox", package: "busybox-static" };
 const XZ: Program = Program { binary: "xz", package: "xz-utils" };
 const WRK: Program = Program { binary: "wrk", package: "wrk" };
+const H2LOAD: Program = Program { binary: "h2load", package: "nghttp2-client" };
+const HAPROXY: Program = Program { binary: "haproxy", package: "haproxy" };
 
 /// What the two nodes and their pods are made with.
 pub const TOPOLOGY: &[Program] = &[IPROUTE];
@@ -37,6 +39,8 @@ pub const TOPOLOGY: &[Program] = &[IPROUTE];
 pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS];
 /// What the bench runs besides.
 pub const BENCH: &[Program] = &[IPROUTE, NGINX, IPERF, WRK];
+/// What the http lane's bench runs besides that.
+pub const BENCH_HTTP: &[Program] = &[H2LOAD, HAPROXY];
 /// What other kernels are booted with.
 pub const GUESTS: &[Program] = &[IPROUTE, QEMU, BUSYBOX, XZ];
 
@@ -46,7 +50,7 @@ pub fn run(args: &[String]) -> Result<()> {
         bail!("`{unknown}`: this task takes no arguments");
     }
     ebpf_toolchain()?;
-    let all: Vec<Program> = SUITES.iter().chain(BENCH).chain(GUESTS).copied().collect();
+    let all: Vec<Program> = SUITES.iter().chain(BENCH).chain(BENCH_HTTP).chain(GUESTS).copied().collect();
     programs(&all)?;
     eprintln!("setup: everything is in place");
     Ok(())

@@ -14,14 +14,13 @@ use mesh_tests::topology::Side;
 use mesh_tests::{apps, interrupt};
 
 use super::fact;
-use super::report::{Fact, Sheet};
+use crate::bench::comparison::{Fact, Sheet};
 use crate::bench::measure::{iperf, wrk};
-use crate::bench::path::{Scene, nothing_attached, port};
+use crate::bench::path::{BODY_BYTES, Scene, nothing_attached, port};
 use crate::bench::rows::Bar;
 
 /// As many as a 99th percentile needs.
 const ROUND_TRIPS: &str = "100000";
-const BODY_BYTES: usize = 128;
 const BULK_SECONDS: u32 = 30;
 const SLACK: Duration = Duration::from_secs(60);
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 200));

@@ -2,13 +2,12 @@
 //! bench; and what a connect() costs with many rules and services against few.
 
 mod lane;
-mod report;
 mod size;
 
 use anyhow::Result;
 
-use super::{load_average, rows::Bar};
-use report::{Comparison, Fact, Report, Row};
+use super::comparison::{Comparison, Fact, Report, Row};
+use super::{busy, rows::Bar};
 
 /// Rows of the comparison with unmeshed pods. By a service's address: against the pod's own, unmeshed.
 static LANE: [Row; 9] = [
@@ -31,23 +30,22 @@ static SIZE: [Row; 2] = [
 
 /// Measures both comparisons; with `only`, the rows of the first whose names begin like that.
 pub fn measure(rounds: usize, seconds: u32, only: Option<&str>) -> Result<Report> {
-    let busy = load_average();
+    let remarks = busy();
     let mut facts = Vec::new();
-    let mut lane = Comparison::new("native", ["direct", "a/a", "native"], &LANE);
+    let mut lane = Comparison::new("native", &["direct", "a/a", "native"], &LANE);
     let mut stage = lane::Stage::new(only.unwrap_or_default())?;
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}: one node");
         lane.add(stage.round(round, seconds)?);
     }
-    let remark = (busy > 0.5).then(|| format!("the machine was busy before the bench began: load average {busy}"));
     if only.is_some() {
-        return Ok(Report { comparisons: vec![lane], facts, remark });
+        return Ok(Report { comparisons: vec![lane], facts, remarks });
     }
     // Shown at once: the rest takes a while.
     eprint!("{}", lane.table());
     facts.extend(stage.bulk()?);
     drop(stage);
-    let mut size = Comparison::new("size", ["few", "a/a", "many"], &SIZE);
+    let mut size = Comparison::new("size", &["few", "a/a", "many"], &SIZE);
     let mut stage = size::Stage::new()?;
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}: few and many rules and services");
@@ -55,7 +53,7 @@ pub fn measure(rounds: usize, seconds: u32, only: Option<&str>) -> Result<Report
     }
     facts.extend(stage.facts()?);
     drop(stage);
-    Ok(Report { comparisons: vec![lane, size], facts, remark })
+    Ok(Report { comparisons: vec![lane, size], facts, remarks })
 }
 
 /// What stands for itself, not in comparison.

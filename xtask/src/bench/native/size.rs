@@ -12,7 +12,7 @@ use mesh_tests::topology::Side;
 use mesh_tests::{apps, bpf, interrupt, wait};
 
 use super::fact;
-use super::report::{Fact, Sheet};
+use crate::bench::comparison::{Fact, Sheet};
 use crate::bench::path::port;
 use crate::bench::rows::Bar;
 
