@@ -12,6 +12,8 @@ pub mod config;
 pub mod control;
 pub mod drain;
 pub mod explain;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod identity;
 pub mod model;
 pub mod policy;

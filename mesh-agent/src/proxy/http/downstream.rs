@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use tokio::sync::oneshot;
 
 use super::body::{Body, BodyError};
+use super::framing::Unambiguous;
 use super::io::{Io, Returned, lend};
 use super::prefixed::Prefixed;
 use super::protocol::Spoken;
@@ -78,7 +79,11 @@ pub(super) async fn serve<S: Side + 'static>(
     handler: Rc<impl Handler>,
     switched: &Switched,
 ) -> Served<S> {
-    let (io, lender) = lend(client.side, &worker.buffers, Some(Rc::clone(&client.record)));
+    let side = match client.spoken {
+        Spoken::Http2 => Unambiguous::open(client.side),
+        Spoken::Http1 | Spoken::Other => Unambiguous::watched(client.side),
+    };
+    let (io, lender) = lend(side, &worker.buffers, Some(Rc::clone(&client.record)));
     let served = match client.spoken {
         Spoken::Http2 => serve_http2(worker, io, client.live, handler).await.map(|()| Bytes::new()),
         Spoken::Http1 | Spoken::Other => serve_http1(worker, io, client.live, handler).await,
@@ -92,7 +97,7 @@ pub(super) async fn serve<S: Side + 'static>(
             Some(switched) => {
                 let mut side = Prefixed::new(read, back.side);
                 let copied = copy(worker, &mut side, switched, client.live, &client.record).await;
-                let side = Some(side.into_inner().into_inner());
+                let side = Some(side.into_inner().into_inner().into_inner());
                 return Served { side, ended: copied.is_ok(), result: copied };
             }
         },
@@ -104,7 +109,7 @@ pub(super) async fn serve<S: Side + 'static>(
         Err(failure @ Failure::Ended(_)) => Err(failure),
         Err(failure) => Err(back.failure.take().unwrap_or(failure)),
     };
-    Served { ended: back.ended && back.shut, side: Some(back.side.into_inner()), result }
+    Served { ended: back.ended && back.shut, side: Some(back.side.into_inner().into_inner()), result }
 }
 
 /// Returns what was read beyond the last request.

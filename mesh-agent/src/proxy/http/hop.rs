@@ -26,6 +26,9 @@ pub(super) fn ambiguity(parts: &Parts) -> Option<&'static str> {
     if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
         return Some("both Content-Length and Transfer-Encoding");
     }
+    if headers.get_all(TRANSFER_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Some("a Transfer-Encoding other than chunked");
+    }
     if several(&HOST) {
         return Some("more than one Host");
     }

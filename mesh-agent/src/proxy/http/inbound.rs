@@ -173,6 +173,10 @@ impl Inbound {
         let mut source = Source::new(incoming, false);
         match self.exchange(&parts, &mut source).await {
             Ok((response, connection)) => Ok(self.pass_on(response, connection, &parts, guard)),
+            Err(Err(error)) if error.is_user() => {
+                let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), reply::BODY);
+                Ok(self.reply(answer, &parts, None))
+            }
             // The application's own word to its client: the stream, or the connection, ends as it ended.
             Err(Err(error)) => Err(error.into()),
             Err(Ok(failure)) => Ok(self.reply(reply::unsent(&failure, &RequestView::of(&parts)), &parts, None)),

@@ -9,6 +9,7 @@ mod attempt;
 mod body;
 mod conn;
 pub(super) mod downstream;
+mod framing;
 mod hop;
 pub(super) mod in_flight;
 pub(super) mod inbound;
@@ -16,6 +17,8 @@ mod io;
 mod mirror;
 pub(super) mod outbound;
 pub(super) mod prefixed;
+#[cfg(test)]
+mod properties;
 pub(super) mod protocol;
 mod replay;
 mod reply;

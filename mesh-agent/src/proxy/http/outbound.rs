@@ -227,6 +227,9 @@ impl Outbound {
             Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && is_reset(&error) => {
                 Err(Unserved::Reset(error.into()))
             }
+            Err(Unanswered::Broken(error)) if error.is_user() => {
+                Err(Answer::new(AnswerReason::BadRequest, &RequestView::of(parts), reply::BODY).into())
+            }
             Err(unanswered) => Err(unanswered.answer(&RequestView::of(parts)).into()),
         }
     }

@@ -68,8 +68,15 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Reads until it is clear what `client` speaks, and returns what was read. When `server` speaks first, or either
-/// ends before, it is something else: nobody who waits for a greeting is kept waiting.
+/// Whether a server whose first bytes these are waits for a client's HTTP/2: its SETTINGS may come before it has read
+/// anything (RFC 9113 §3.4), as those of gRPC do.
+fn begins_http2(bytes: &[u8]) -> bool {
+    // Length of three bytes, type SETTINGS, no flag, stream 0 (RFC 9113 §4.1).
+    matches!(bytes, [0, 0, length, 4, 0, 0, 0, 0, 0, ..] if length % 6 == 0)
+}
+
+/// Reads until it is clear what `client` speaks, and returns what was read. When `server` speaks first, and not HTTP/2,
+/// or either ends before, it is something else: nobody who waits for a greeting is kept waiting.
 ///
 /// # Errors
 /// The client's.
@@ -98,8 +105,9 @@ pub(in crate::proxy) async fn first_bytes(
                     let Some(server) = &mut server else { return Poll::Pending };
                     // Its end, or its failure, is found again by whoever reads it next.
                     ready!(server.poll_fill(cx, &mut scratch)).ok();
+                    let waits = begins_http2(server.filled(&scratch));
                     server.keep(&scratch);
-                    return Poll::Ready(Ok(Spoken::Other));
+                    return if waits { Poll::Pending } else { Poll::Ready(Ok(Spoken::Other)) };
                 }
             }
         }
@@ -135,6 +143,15 @@ mod tests {
             ("ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKL", Some(Spoken::Other)),
         ] {
             assert_eq!(spoken(bytes.as_bytes()), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_of_http2_is_told_from_one_that_greets() {
+        assert!(begins_http2(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"));
+        assert!(begins_http2(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64"));
+        for other in [&b"220 a.example ready\r\n"[..], b"\x4a\x00\x00\x00\x0a8.0.36\x00", b"\x00\x00\x06\x04", b""] {
+            assert!(!begins_http2(other), "{other:?}");
         }
     }
 

@@ -8,6 +8,9 @@ use super::body::Body;
 use crate::proxy::failure::Failure;
 use crate::route::{Answer, AnswerReason, RequestView};
 
+/// Why a request of which the application has seen a part is refused: the client's own fault.
+pub(super) const BODY: &str = "its body ended early or cannot be read";
+
 /// The response that `answer` is, to a request of `version`.
 pub(super) fn response(answer: Answer, version: Version) -> Response<Body> {
     let mut response = Response::new(Body::empty());

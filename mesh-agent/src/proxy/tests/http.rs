@@ -96,7 +96,7 @@ fn route(service: &str, rules: Vec<(&str, Rule)>) -> impl FnOnce(&mut SnapshotPa
 }
 
 /// A client, an application of another node, its listener, and a Service for it with a route for everything.
-fn routed(mesh: &Mesh) -> (Pod, Pod, TcpListener, SocketAddr) {
+pub(super) fn routed(mesh: &Mesh) -> (Pod, Pod, TcpListener, SocketAddr) {
     let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
     let listener = cart.listen();
     let vip = mesh.service("shop", &[(&cart, listener.local_addr().unwrap())]);
@@ -276,7 +276,7 @@ async fn who_speaks_first_or_no_http_is_not_held_up_by_a_route() {
 }
 
 /// Denies requests below `/admin` to everybody.
-fn no_admin() -> Policy {
+pub(super) fn no_admin() -> Policy {
     let paths = Some(vec![PathMatch::Prefix("/admin".into())]);
     let requests = RequestMatch { paths, ..RequestMatch::default() };
     Policy {

@@ -4,6 +4,7 @@ mod cors;
 mod edits;
 mod matching;
 mod order;
+mod properties;
 mod weights;
 
 use std::sync::Arc;
