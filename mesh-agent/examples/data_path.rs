@@ -22,7 +22,7 @@ use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerModes, Wo
 use mesh_agent::proxy::pod_net::{PodNet, SocketUse};
 use mesh_agent::proxy::{Deps, Limits, PodHandle, PodListeners, Proxy, TUNNEL_PORT, WIRE};
 use mesh_agent::snapshot::{Snapshot, SnapshotParts, SnapshotStore};
-use mesh_agent::telemetry::{Registry, Telemetry};
+use mesh_agent::telemetry::{Registry, Settings, Telemetry};
 use mesh_agent::tls::Tls;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,7 +76,7 @@ fn side(name: &str, ip: Ipv4Addr, snapshots: &Arc<SnapshotStore>, certs: &Arc<Ce
         snapshots: Arc::clone(snapshots),
         balancer: Arc::new(Balancer::new()),
         tls: Arc::new(Tls::new(Arc::clone(certs))),
-        telemetry: Telemetry::start(Arc::new(Registry::default()), Box::new(std::io::sink()))?,
+        telemetry: Telemetry::start(Arc::new(Registry::default()), Box::new(std::io::sink()), Settings::default())?,
         limits: limits(),
         workers: 2,
         reserved_ports: vec![],

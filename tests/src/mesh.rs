@@ -53,6 +53,7 @@ pub struct Mesh {
     topology: Topology,
     services: u8,
     expected: Vec<String>,
+    options: Vec<(String, String)>,
 }
 
 /// Runs `scenario` on a new mesh without agents, then checks that no agent complained and that nothing is left.
@@ -91,6 +92,7 @@ impl Mesh {
             topology,
             services: 0,
             expected: Vec::new(),
+            options: Vec::new(),
         })
     }
 
@@ -163,6 +165,11 @@ impl Mesh {
         Ok(())
     }
 
+    /// Agents that are started from now on have this option of `run`.
+    pub fn agents_run_with(&mut self, option: &str, value: &str) {
+        self.options.push((option.to_owned(), value.to_owned()));
+    }
+
     /// Starts the certificate authority and both agents, and waits until they are ready.
     ///
     /// # Errors
@@ -185,7 +192,8 @@ impl Mesh {
             none => none.insert(Ca::start(self.topology.node(Side::A), self.objects.folder())?),
         };
         let source = CaSource::Grpc { address: ca.address(), root: ca.root(), token: ca.token(node)? };
-        let options = AgentOptions { objects: self.objects.folder().to_owned(), ca: source, instead: Vec::new() };
+        let options =
+            AgentOptions { objects: self.objects.folder().to_owned(), ca: source, instead: self.options.clone() };
         self.run_agent(side, options)
     }
 

@@ -109,7 +109,7 @@ impl Base {
         let snapshots = Arc::new(SnapshotStore::default());
         let certificates = Arc::new(CertStore::new(&config.trust_domain));
         let registry = Arc::new(Registry::default());
-        let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(std::io::stdout()))?;
+        let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(std::io::stdout()), config.telemetry.clone())?;
         let wanted = watch::Sender::new(BTreeSet::new());
         let rotator = Rotator::new(Arc::clone(&certificates), ca_client(config)?, RotatorSettings::default());
         tokio::spawn(rotator.run(wanted.subscribe()));

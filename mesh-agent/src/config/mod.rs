@@ -1,6 +1,8 @@
 //! The only reader of arguments and environment. Everything is parsed before anything starts, every mistake is
 //! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
 
+mod telemetry;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use crate::capture::{Half, Kubelet};
 use crate::policy::egress::NODE_LOCAL_DNS;
+use crate::telemetry::Settings;
 
 /// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,6 +63,8 @@ pub struct RunArgs {
     /// Format of the agent's own log on stderr: `text` or `json`. The access log on stdout is always JSON.
     #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text")]
     log_format: String,
+    #[command(flatten)]
+    telemetry: telemetry::TelemetryArgs,
     /// How long live connections may go on after SIGTERM, in seconds.
     #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", default_value = "5")]
     grace_seconds: String,
@@ -108,6 +113,8 @@ pub struct Config {
     pub workers: usize,
     /// Format of the agent's own log.
     pub log_format: LogFormat,
+    /// What is told of requests.
+    pub telemetry: Settings,
     /// Grace period of a drain.
     pub grace: Duration,
     /// Leave the node as found on SIGTERM.
@@ -171,6 +178,7 @@ impl RunArgs {
         let workers = keep(&mut errors, parse::<usize>("--workers", &self.workers, "a number, 0 for automatic"));
         let grace = keep(&mut errors, parse::<u64>("--grace-seconds", &self.grace_seconds, "whole seconds"));
         let log_format = keep(&mut errors, parse_log_format(&self.log_format));
+        let telemetry = self.telemetry.check(&mut errors);
         for (option, value) in [("--node", &self.node), ("--instance", &self.instance)] {
             if let Err(reason) = dns_label(value) {
                 errors.push(format!("{option} `{value}`: {reason}"));
@@ -192,11 +200,24 @@ impl RunArgs {
             Some(workers),
             Some(grace),
             Some(log_format),
+            Some(telemetry),
             Some(kubelet),
             Some(node_local_dns),
             Some(deny_errno),
             true,
-        ) = (source, ca, metrics, workers, grace, log_format, kubelet, node_local_dns, deny_errno, errors.is_empty())
+        ) = (
+            source,
+            ca,
+            metrics,
+            workers,
+            grace,
+            log_format,
+            telemetry,
+            kubelet,
+            node_local_dns,
+            deny_errno,
+            errors.is_empty(),
+        )
         else {
             return Err(ConfigErrors(errors));
         };
@@ -215,6 +236,7 @@ impl RunArgs {
             metrics,
             workers: if workers == 0 { automatic_workers() } else { workers },
             log_format,
+            telemetry,
             grace: Duration::from_secs(grace),
             uninstall_on_exit: self.uninstall_on_exit,
             wait_when_succeeded: self.wait_when_succeeded,
@@ -354,6 +376,8 @@ mod tests {
             "a/b",
             "--log-format",
             "xml",
+            "--request-log",
+            "some",
             "--grace-seconds",
             "1s",
             "--instance",
@@ -365,7 +389,7 @@ mod tests {
             "--deny-errno",
             "sorry",
         ])
-        .expect_err("thirteen mistakes");
+        .expect_err("fourteen mistakes");
         for option in [
             "--node",
             "--source",
@@ -375,6 +399,7 @@ mod tests {
             "--ca-root",
             "--trust-domain",
             "--log-format",
+            "--request-log",
             "--grace-seconds",
             "--kubelet",
             "--node-local-dns",

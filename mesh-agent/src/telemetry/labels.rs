@@ -9,8 +9,12 @@ use std::sync::Arc;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use serde::{Serialize, Serializer};
 
+use super::store::LabelSet;
+
 /// Stands for a name that no object declares.
 pub const UNKNOWN: &str = "unknown";
+/// Stands for what a request does not have.
+pub const NONE: &str = "none";
 /// Stands for every name once the number of series has reached its bound.
 pub const OTHER: &str = "other";
 
@@ -89,6 +93,32 @@ words!(
     }
 );
 
+words!(
+    /// How a request ended.
+    RequestOutcome {
+        /// The application answered it to the end.
+        Ok = "ok",
+        /// The mesh answered it itself.
+        Answered = "answered",
+        /// Something else is spoken on the connection or stream from here on.
+        Switched = "switched",
+        /// The client has reset its stream.
+        ClientAborted = "client_aborted",
+        /// The client's connection ended before the answer did.
+        ClientLost = "client_lost",
+        /// The application has reset its stream.
+        ServerAborted = "server_aborted",
+        /// The application's connection ended before the answer did.
+        ServerLost = "server_lost",
+        /// The rule's time was over before the answer's end.
+        Timeout = "timeout",
+        /// The rules no longer permit the client's connection.
+        Revoked = "revoked",
+        /// The agent was stopped.
+        AgentDrained = "agent_drained",
+    }
+);
+
 /// A declared Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceName {
@@ -125,10 +155,8 @@ pub struct Labels {
     pub security: Security,
 }
 
-impl Labels {
-    /// The series that takes over once there are too many: everything that a name could widen is [`OTHER`].
-    #[must_use]
-    pub fn overflow(&self) -> Self {
+impl LabelSet for Labels {
+    fn overflow(&self) -> Self {
         let other = || Some(Arc::from(OTHER));
         Self {
             reporter: self.reporter,
@@ -158,7 +186,29 @@ impl EncodeLabelSet for Labels {
     }
 }
 
-fn put(encoder: &mut LabelSetEncoder<'_>, key: &str, value: &impl EncodeLabelValue) -> std::fmt::Result {
+/// The labels of the per-request counters: those of a connection, and the route's rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestLabels {
+    /// As a connection would have them.
+    pub connection: Labels,
+    /// The rule that it met, as `explain` names it; `None` prints as [`NONE`].
+    pub route: Option<Arc<str>>,
+}
+
+impl LabelSet for RequestLabels {
+    fn overflow(&self) -> Self {
+        Self { connection: self.connection.overflow(), route: Some(OTHER.into()) }
+    }
+}
+
+impl EncodeLabelSet for RequestLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> std::fmt::Result {
+        self.connection.encode(encoder)?;
+        put(encoder, "route", &self.route.as_deref().unwrap_or(NONE))
+    }
+}
+
+pub(super) fn put(encoder: &mut LabelSetEncoder<'_>, key: &str, value: &impl EncodeLabelValue) -> std::fmt::Result {
     use prometheus_client::encoding::EncodeLabelKey;
     let mut label = encoder.encode_label();
     let mut label_key = label.encode_label_key()?;

@@ -13,7 +13,7 @@ use super::labels::{Reporter, Wire};
 use crate::model::outcome::Outcome;
 
 /// From 0.1 ms (a connect within a node) to 10 s (the default deadlines), 1-2.5-5 steps.
-const DURATION_BUCKETS: [f64; 16] =
+pub(super) const DURATION_BUCKETS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +72,7 @@ where
 #[derive(Debug)]
 pub struct Metrics {
     live: PerReporter<Gauge>,
+    requests_live: PerReporter<Gauge>,
     connect: PerReporter<Histogram>,
     handshake: PerReporter<Histogram>,
     tunnels: Family<ByWire, Gauge>,
@@ -85,11 +86,13 @@ pub struct Metrics {
 impl Metrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let live = Family::<ByReporter, Gauge>::default();
+        let requests_live = Family::<ByReporter, Gauge>::default();
         let histogram: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
         let connect = Family::<ByReporter, Histogram, _>::new_with_constructor(histogram);
         let handshake = Family::<ByReporter, Histogram, _>::new_with_constructor(histogram);
         let metrics = Self {
             live: per_reporter(&live),
+            requests_live: per_reporter(&requests_live),
             connect: per_reporter(&connect),
             handshake: per_reporter(&handshake),
             tunnels: Family::default(),
@@ -100,6 +103,7 @@ impl Metrics {
             accept_errors: Counter::default(),
         };
         registry.register("mesh_connections_live", "Accepted connections that have not ended", live);
+        registry.register("mesh_requests_live", "Requests of the http lane that are not over", requests_live);
         let help = "From accept until the other side stands";
         registry.register_with_unit("mesh_connect_duration", help, Unit::Seconds, connect);
         let help = "TLS handshakes of tunnels";
@@ -121,6 +125,12 @@ impl Metrics {
     #[must_use]
     pub fn live(&self, reporter: Reporter) -> &Gauge {
         self.live.of(reporter)
+    }
+
+    /// Requests that are not over.
+    #[must_use]
+    pub fn requests_live(&self, reporter: Reporter) -> &Gauge {
+        self.requests_live.of(reporter)
     }
 
     /// Accept → other side stands.

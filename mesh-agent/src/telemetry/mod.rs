@@ -4,12 +4,18 @@
 //! decides nothing and never blocks the data path.
 
 pub mod access_log;
-pub mod answer;
 pub mod labels;
 pub mod metrics;
 pub mod record;
+pub mod request;
+mod request_line;
+pub mod request_series;
+pub mod requests;
 pub mod series;
+pub mod store;
+pub mod trace;
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,9 +24,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 
 use access_log::AccessLog;
-use labels::Reporter;
+use labels::{Labels, Reporter};
 use metrics::Metrics;
 use record::ConnectionRecord;
+use request_series::{Durations, OwnTime, RequestCollector, RequestStore};
 use series::{SeriesCollector, SeriesStore};
 
 use crate::snapshot::Snapshot;
@@ -46,12 +53,34 @@ impl Registry {
     }
 }
 
+/// Which requests have a line in the access log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RequestLog {
+    /// Each of them.
+    #[default]
+    All,
+    /// Those that did not end in order, or with a status of 400 or more, or with a status of gRPC but 0.
+    Failures,
+    /// None.
+    None,
+}
+
+/// What the data path is to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Which requests have a line in the access log.
+    pub request_log: RequestLog,
+}
+
 /// Metrics and access log of the data path.
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Arc<Registry>,
+    settings: Settings,
     metrics: Metrics,
     series: Arc<SeriesStore>,
+    requests: Arc<RequestStore>,
+    own_time: Arc<OwnTime>,
     access_log: Arc<AccessLog>,
 }
 
@@ -60,15 +89,21 @@ impl Telemetry {
     ///
     /// # Errors
     /// When the log's thread cannot be started.
-    pub fn start(registry: Arc<Registry>, out: Box<dyn Write + Send>) -> std::io::Result<Arc<Self>> {
+    pub fn start(
+        registry: Arc<Registry>,
+        out: Box<dyn Write + Send>,
+        settings: Settings,
+    ) -> std::io::Result<Arc<Self>> {
         let access_log = Arc::new(AccessLog::start(out)?);
         let series = Arc::new(SeriesStore::default());
+        let (requests, own_time) = (Arc::new(RequestStore::default()), Arc::new(OwnTime::default()));
         let metrics = registry.register(|r| {
             r.register_collector(Box::new(SeriesCollector(Arc::clone(&series))));
+            r.register_collector(Box::new(RequestCollector(Arc::clone(&requests), Arc::clone(&own_time))));
             r.register_collector(Box::new(LogCollector(Arc::clone(&access_log))));
             Metrics::register(r)
         });
-        Ok(Arc::new(Self { registry, metrics, series, access_log }))
+        Ok(Arc::new(Self { registry, settings, metrics, series, requests, own_time, access_log }))
     }
 
     /// Opens the record of a connection just accepted.
@@ -77,11 +112,24 @@ impl Telemetry {
         ConnectionRecord::new(Arc::clone(self), reporter)
     }
 
-    /// Forgets the series of workloads that left the mesh 15 minutes ago. To be called about once a minute.
+    /// Forgets the series of workloads and routes that left the mesh 15 minutes ago. To be called about once a minute.
     pub fn sweep(&self, snapshot: &Snapshot) {
-        let names: std::collections::HashSet<(&str, &str)> =
-            snapshot.workloads().iter().map(|w| (&*w.namespace, &*w.app)).collect();
-        self.series.sweep(|namespace, name| names.contains(&(namespace, name)));
+        let workloads: HashSet<(&str, &str)> = snapshot.workloads().iter().map(|w| (&*w.namespace, &*w.app)).collect();
+        let gone = |namespace: &Option<Arc<str>>, name: &Option<Arc<str>>| match (namespace, name) {
+            (Some(namespace), Some(name)) => !workloads.contains(&(namespace, name)),
+            _ => false,
+        };
+        let vanished = |labels: &Labels| {
+            gone(&labels.source_namespace, &labels.source_workload)
+                || gone(&labels.destination_namespace, &labels.destination_workload)
+        };
+        self.series.sweep(vanished);
+        let candidates = snapshot.routes().iter().flat_map(|routes| &routes.candidates);
+        let rules: HashSet<String> = candidates.map(|candidate| candidate.rule.id.to_string()).collect();
+        self.requests.sweep(|labels| {
+            let unruled = labels.route.as_deref().is_some_and(|route| !rules.contains(route));
+            unruled || vanished(&labels.connection)
+        });
     }
 
     /// The registry.
@@ -98,6 +146,18 @@ impl Telemetry {
 
     fn series(&self) -> &SeriesStore {
         &self.series
+    }
+
+    fn requests(&self) -> &RequestStore {
+        &self.requests
+    }
+
+    fn own_time(&self, reporter: Reporter) -> &Durations {
+        self.own_time.of(reporter)
+    }
+
+    fn request_log(&self) -> RequestLog {
+        self.settings.request_log
     }
 
     fn access_log(&self) -> &AccessLog {

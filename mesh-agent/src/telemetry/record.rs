@@ -167,7 +167,7 @@ impl ConnectionRecord {
 
     /// An earlier agent has counted the connection, and these bytes of it: they are in the log line alone.
     pub fn inherited(&mut self, sent: u64, received: u64) {
-        self.meter.series.get_or_init(|| self.telemetry.series().inherit(&self.labels()));
+        self.meter.series.get_or_init(|| self.telemetry.series().find(&self.labels()));
         self.meter.sent.set(sent);
         self.meter.received.set(received);
     }
@@ -272,7 +272,7 @@ pub(super) fn side(party: &Party) -> Side<'_> {
 
 /// Microseconds are as precise as a log line needs.
 #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
-fn milliseconds(duration: Duration) -> f64 {
+pub(super) fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1_000.0
 }
 

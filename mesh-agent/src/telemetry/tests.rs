@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::labels::{Lane, Reporter, Security, ServiceName, Wire};
 use super::record::Ending;
-use super::{Registry, Telemetry};
+use super::{Registry, Settings, Telemetry};
 use crate::model::outcome::Outcome;
 
 #[derive(Clone, Default)]
@@ -24,7 +24,7 @@ impl Write for Sink {
 
 fn telemetry() -> (Arc<Telemetry>, Arc<Registry>, Sink) {
     let (registry, sink) = (Arc::new(Registry::default()), Sink::default());
-    let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(sink.clone())).unwrap();
+    let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(sink.clone()), Settings::default()).unwrap();
     (telemetry, registry, sink)
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant as Clock;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use super::body::{Body, deadline};
 use super::conn::{Connection, Kept, SendError, To};
 use super::hop;
+use super::record::{self, Watch};
 use super::replay::Recorder;
 use crate::balance::Client;
 use crate::model::route::{Rule, ServiceRef};
@@ -23,6 +25,7 @@ use crate::proxy::target::{Candidates, Goal, Target};
 use crate::proxy::upstream;
 use crate::proxy::worker::{Pod, Worker};
 use crate::route::{Answer, AnswerReason, Forward, RequestView, retry};
+use crate::telemetry::request::Progress;
 
 /// What may be kept of a request's body to send it again, per request. Enough for most calls, and 1,000 streams of a
 /// connection hold no more than 64 MiB.
@@ -59,12 +62,15 @@ impl Source {
         }
     }
 
-    pub(super) fn body(&mut self) -> Body {
-        match self {
-            Self::Empty => Body::empty(),
+    fn body(&mut self, record: Option<&Rc<Progress>>) -> Body {
+        let body = match self {
+            Self::Empty => return Body::empty(),
             Self::Once(body) => body.take().unwrap_or_else(Body::empty),
             Self::Again(recorder) => Body::replay(recorder.body()),
-        }
+        };
+        let Some(record) = record else { return body };
+        record.body_begins();
+        body.watched(Watch::Request(Rc::clone(record)))
     }
 
     /// Takes back a body of which nothing was sent.
@@ -129,9 +135,17 @@ pub(super) struct Plan<'a> {
     pub(super) h2: bool,
     /// When the request came.
     pub(super) arrived: Instant,
+    /// What becomes of it is told here; `None`: it is a copy.
+    pub(super) record: Option<&'a Rc<Progress>>,
 }
 
 impl Plan<'_> {
+    fn note(&self, tell: impl FnOnce(&Progress)) {
+        if let Some(record) = self.record {
+            tell(record);
+        }
+    }
+
     fn rule(&self) -> Option<&Rule> {
         self.forward.map(|forward| forward.rule)
     }
@@ -165,12 +179,14 @@ impl Caller {
             if let Ok(Exchange { connection, .. }) = outcome {
                 self.kept.keep(connection);
             }
+            plan.note(|record| record.waits(wait));
             tokio::time::sleep_until(until).await;
         }
     }
 
     /// One attempt: several endpoints while none has seen the request.
     async fn attempt(&self, plan: &Plan<'_>, head: &Parts, source: &mut Source) -> Result<Exchange, Unanswered> {
+        plan.note(Progress::attempt);
         let each = plan.rule().and_then(|rule| rule.timeouts.backend_request);
         let until = [plan.deadline(), deadline(Instant::now(), each)].into_iter().flatten().min();
         let attempt = self.to_an_endpoint(plan, head, source);
@@ -193,6 +209,7 @@ impl Caller {
         loop {
             let snapshot = self.worker.shared.snapshots.load();
             let target = candidates.next(&snapshot, failed.take()).map_err(Unanswered::Unsent)?;
+            plan.note(|record| record.chosen(record::server(&target)));
             let connection = match self.connection(plan, &target).await {
                 Ok(connection) => connection,
                 Err(failure) => {
@@ -200,8 +217,8 @@ impl Caller {
                     continue;
                 }
             };
-            let fresh = async || self.fresh(&target, To::of(&target, plan.h2)).await;
-            match send(connection, target.addr().addr(), &parts, source, fresh).await {
+            let fresh = async || self.fresh(plan, &target).await;
+            match send(connection, (target.addr().addr(), plan.record), &parts, source, fresh).await {
                 Ok((response, connection)) => return Ok(Exchange { response, connection, target }),
                 Err(Ok(failure)) => failed = Some(failure),
                 Err(Err(error)) => return Err(Unanswered::Broken(error)),
@@ -211,16 +228,17 @@ impl Caller {
 
     /// A connection that is kept, else a new one.
     async fn connection(&self, plan: &Plan<'_>, target: &Target) -> Result<Connection, Failure> {
-        let to = To::of(target, plan.h2);
-        match self.kept.take(&to) {
+        match self.kept.take(&To::of(target, plan.h2)) {
             Some(connection) => Ok(connection),
-            None => self.fresh(target, to).await,
+            None => self.fresh(plan, target).await,
         }
     }
 
-    async fn fresh(&self, target: &Target, to: To) -> Result<Connection, Failure> {
-        let upstream = upstream::open(&self.worker, &self.pod, &self.source, self.peer, target).await?;
-        Connection::open(&self.worker, upstream, to).await
+    async fn fresh(&self, plan: &Plan<'_>, target: &Target) -> Result<Connection, Failure> {
+        let since = Clock::now();
+        let opened = upstream::open(&self.worker, &self.pod, &self.source, self.peer, target).await;
+        plan.note(|record| record.connected(since));
+        Connection::open(&self.worker, opened?, To::of(target, plan.h2)).await
     }
 }
 
@@ -228,19 +246,24 @@ impl Caller {
 /// connected to, or the request was broken off.
 pub(super) async fn send(
     mut connection: Connection,
-    to: SocketAddr,
+    (to, record): (SocketAddr, Option<&Rc<Progress>>),
     parts: &Parts,
     source: &mut Source,
     fresh: impl AsyncFn() -> Result<Connection, Failure>,
 ) -> Result<(Response<Incoming>, Connection), Result<Failure, hyper::Error>> {
-    let mut request = Request::from_parts(copy(parts), source.body());
+    let mut request = Request::from_parts(copy(parts), source.body(record));
     // A connection that was kept may have been ended by the application since; so may, in theory, each fresh one.
     for _ in 0..2 {
-        match connection.send(request).await {
+        let since = Clock::now();
+        let sent = connection.send(request).await;
+        if let Some(record) = record {
+            record.returned(since);
+        }
+        match sent {
             Ok(response) => return Ok((response, connection)),
             Err(SendError::Unsent(unsent)) => request = *unsent,
             Err(SendError::Broken(_)) if connection.was_kept() && source.may_repeat(parts) => {
-                request = Request::from_parts(copy(parts), source.body());
+                request = Request::from_parts(copy(parts), source.body(record));
             }
             Err(SendError::Broken(error)) => return Err(Err(error)),
         }

@@ -11,6 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::record::Watch;
 use super::replay::Replay;
 
 /// Why a body ends early; a peer sees a reset, with the code of an HTTP/2 error inside.
@@ -23,6 +24,8 @@ pub(super) struct Body {
     gate: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// When it must have ended.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Takes note of what passes.
+    watch: Option<Watch>,
     /// Dropped with the body, e.g. the endpoint's share.
     _held: Option<Box<dyn Any>>,
 }
@@ -37,7 +40,7 @@ enum Content {
 impl Body {
     /// No content.
     pub(super) fn empty() -> Self {
-        Self { content: Content::Empty, gate: None, deadline: None, _held: None }
+        Self { content: Content::Empty, gate: None, deadline: None, watch: None, _held: None }
     }
 
     /// Content that is known whole.
@@ -61,6 +64,12 @@ impl Body {
         self
     }
 
+    /// Tells `watch` of everything that comes of it.
+    pub(super) fn watched(mut self, watch: Watch) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
     /// Keeps `held` until it has ended, and fails at `deadline`.
     pub(super) fn holding(mut self, held: impl Any, deadline: Option<Instant>) -> Self {
         self._held = Some(Box::new(held));
@@ -72,13 +81,10 @@ impl Body {
 /// The rule's time was over before the answer's end.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer did not end in time")]
-struct Late;
+pub(super) struct Late;
 
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl Body {
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
@@ -102,6 +108,20 @@ impl HttpBody for Body {
         };
         if frame.is_none() {
             self._held = None;
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.poll_content(cx));
+        if let Some(watch) = self.watch.take() {
+            // hyper asks no more of a body that says so of itself.
+            self.watch = watch.saw(frame.as_ref(), self.is_end_stream());
         }
         Poll::Ready(frame)
     }

@@ -42,6 +42,9 @@ pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, B
 pub(super) trait Handler: 'static {
     /// One request.
     fn answer(self: Rc<Self>, request: Request<Incoming>) -> Answering;
+
+    /// The connection is over, and with it those of its requests that are not.
+    fn over(&self, failure: Option<&Failure>);
 }
 
 /// The connection to the application after a response that switches protocols. Left by the handler, taken when the
@@ -119,11 +122,14 @@ async fn serve_http1<S: Side>(
     live: &Live,
     handler: Rc<impl Handler>,
 ) -> Result<Bytes, Failure> {
-    let service = service_fn(move |request| Rc::clone(&handler).answer(request));
+    let service = service_fn(|request| Rc::clone(&handler).answer(request));
     let mut connection = settings::server_http1().serve_connection(io, service);
     let stop = Http1::graceful_shutdown;
-    run(worker, live, Pin::new(&mut connection), stop, |connection, cx| connection.get_mut().poll_without_shutdown(cx))
-        .await?;
+    let running = Pin::new(&mut connection);
+    let ran = run(worker, live, running, stop, |running, cx| running.get_mut().poll_without_shutdown(cx)).await;
+    // Before the connection lets its requests go.
+    handler.over(ran.as_ref().err());
+    ran?;
     Ok(connection.into_parts().read_buf)
 }
 
@@ -133,9 +139,11 @@ async fn serve_http2<S: Side + 'static>(
     live: &Live,
     handler: Rc<impl Handler>,
 ) -> Result<(), Failure> {
-    let service = service_fn(move |request| Rc::clone(&handler).answer(request));
+    let service = service_fn(|request| Rc::clone(&handler).answer(request));
     let connection = std::pin::pin!(settings::server_http2().serve_connection(io, service));
-    run(worker, live, connection, Http2::graceful_shutdown, |connection, cx| connection.poll(cx)).await
+    let ran = run(worker, live, connection, Http2::graceful_shutdown, |connection, cx| connection.poll(cx)).await;
+    handler.over(ran.as_ref().err());
+    ran
 }
 
 /// Runs a connection to its end, or until it is ended; a drain lets it finish what it has.

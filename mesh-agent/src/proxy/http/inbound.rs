@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::request::Parts;
 use http::{Request, Response};
@@ -16,7 +17,7 @@ use super::downstream::{self, Answering, Client, Handler, Served, Switch, Switch
 use super::in_flight::{Guard, InFlight};
 use super::prefixed::Prefixed;
 use super::protocol::{self, Spoken};
-use super::{hop, reply};
+use super::{hop, record, reply};
 use crate::model::addr::EndpointAddr;
 use crate::policy::{Denial, Permit, RequestFacts, audited, authorize, authorize_request};
 use crate::proxy::connect;
@@ -28,9 +29,10 @@ use crate::proxy::tcp::TcpSide;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Pod, Worker};
 use crate::route::{Answer, AnswerReason, RequestView};
-use crate::telemetry::answer::Answered;
 use crate::telemetry::labels::{Lane, Reporter};
-use crate::telemetry::record::{ConnectionRecord, Party};
+use crate::telemetry::record::ConnectionRecord;
+use crate::telemetry::request::RequestRecord;
+use crate::telemetry::requests::Requests;
 
 /// What answers the requests of one connection to an application.
 struct Inbound {
@@ -45,9 +47,7 @@ struct Inbound {
     h2: bool,
     switched: Switched,
     in_flight: Rc<InFlight>,
-    /// For the log.
-    source: Party,
-    destination: Party,
+    requests: Rc<Requests>,
 }
 
 /// The application's side of a connection.
@@ -136,8 +136,7 @@ async fn serve<S: Side + 'static>(worker: &Rc<Worker>, application: Application,
         h2,
         switched: Rc::clone(&switched),
         in_flight: Rc::clone(&in_flight),
-        source: client.record.source.clone(),
-        destination: client.record.destination.clone(),
+        requests: requests_of(worker, &client.record),
     };
     if let Ok(connection) = Connection::open(worker, Upstream::Plain(server), handler.to()).await {
         handler.kept.keep(connection);
@@ -145,9 +144,19 @@ async fn serve<S: Side + 'static>(worker: &Rc<Worker>, application: Application,
     downstream::serve(worker, client, Rc::new(handler), &switched).await
 }
 
+/// The requests of the connection that `record` is about.
+fn requests_of(worker: &Worker, record: &ConnectionRecord) -> Rc<Requests> {
+    let (telemetry, served) = (&worker.shared.telemetry, (record.destination.clone(), None));
+    Requests::new(telemetry, Reporter::Inbound, record.source.clone(), served, record.security)
+}
+
 impl Handler for Inbound {
     fn answer(self: Rc<Self>, request: Request<Incoming>) -> Answering {
         Box::pin(async move { self.respond(request).await })
+    }
+
+    fn over(&self, failure: Option<&Failure>) {
+        self.requests.over(record::over(failure));
     }
 }
 
@@ -155,14 +164,15 @@ impl Inbound {
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
         let (mut parts, incoming) = request.into_parts();
         let version = parts.version;
+        let record = self.requests.begin(&parts);
         if let Some(why) = hop::ambiguity(&parts) {
             let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), why);
-            return Ok(self.reply(answer, &parts, None));
+            return Ok(self.reply(answer, &parts, None, record));
         }
         hop::disown(&mut parts.headers);
         if let Err(denial) = self.authorize(&parts) {
             let answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
-            return Ok(self.reply(answer, &parts, Some(&denial)));
+            return Ok(self.reply(answer, &parts, Some(&denial), record));
         }
         // In the same turn as the decision.
         let asked = Rc::new(parts);
@@ -171,15 +181,25 @@ impl Inbound {
         hop::clean(&mut parts.headers, version);
         hop::convert(&mut parts, self.h2);
         let mut source = Source::new(incoming, false);
-        match self.exchange(&parts, &mut source).await {
-            Ok((response, connection)) => Ok(self.pass_on(response, connection, &parts, guard)),
+        match self.exchange(&parts, &mut source, &record).await {
+            Ok((response, connection)) => {
+                let response = self.pass_on(response, connection, &parts, guard);
+                Ok(record::follow(record, &parts, response))
+            }
             Err(Err(error)) if error.is_user() => {
                 let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), reply::BODY);
-                Ok(self.reply(answer, &parts, None))
+                Ok(self.reply(answer, &parts, None, record))
             }
             // The application's own word to its client: the stream, or the connection, ends as it ended.
-            Err(Err(error)) => Err(error.into()),
-            Err(Ok(failure)) => Ok(self.reply(reply::unsent(&failure, &RequestView::of(&parts)), &parts, None)),
+            Err(Err(error)) => {
+                let error = error.into();
+                record.ended(record::broken(&error));
+                Err(error)
+            }
+            Err(Ok(failure)) => {
+                let answer = reply::unsent(&failure, &RequestView::of(&parts));
+                Ok(self.reply(answer, &parts, None, record))
+            }
         }
     }
 
@@ -195,23 +215,11 @@ impl Inbound {
     }
 
     /// An answer of ours, counted and logged as such.
-    fn reply(&self, answer: Answer, request: &Parts, denial: Option<&Denial>) -> Response<Body> {
-        let telemetry = &self.worker.shared.telemetry;
+    fn reply(&self, answer: Answer, request: &Parts, denial: Option<&Denial>, record: RequestRecord) -> Response<Body> {
         if let Some(denial) = denial {
-            telemetry.metrics().denied(&denial.rule, denial.outcome);
+            self.worker.shared.telemetry.metrics().denied(&denial.rule, denial.outcome);
         }
-        telemetry.answered(&Answered {
-            reporter: Reporter::Inbound,
-            source: &self.source,
-            destination: &self.destination,
-            service: None,
-            method: request.method.as_str(),
-            path: request.uri.path(),
-            status: answer.status.as_u16(),
-            reason: answer.reason.as_str(),
-            detail: &answer.detail,
-            rule: denial.map(|denial| &*denial.rule),
-        });
+        record::answered(record, &answer, denial.map(|denial| &*denial.rule));
         reply::response(answer, request.version)
     }
 
@@ -223,12 +231,21 @@ impl Inbound {
         &self,
         parts: &Parts,
         source: &mut Source,
+        record: &RequestRecord,
     ) -> Result<(Response<Incoming>, Connection), Result<Failure, hyper::Error>> {
+        let progress = record.progress();
+        progress.attempt();
+        let connect = async || {
+            let since = Instant::now();
+            let connected = self.connect().await;
+            progress.connected(since);
+            connected
+        };
         let connection = match self.kept.take(&self.to()) {
             Some(connection) => connection,
-            None => self.connect().await.map_err(Ok)?,
+            None => connect().await.map_err(Ok)?,
         };
-        send(connection, self.target, parts, source, async || self.connect().await).await
+        send(connection, (self.target, Some(progress)), parts, source, connect).await
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {

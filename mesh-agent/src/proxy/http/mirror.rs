@@ -26,7 +26,7 @@ pub(super) fn send(caller: &Rc<Caller>, targets: Vec<ServiceRef>, head: &Parts, 
         let (caller, head, content) = (Rc::clone(caller), copy(head), content.clone());
         tokio::task::spawn_local(async move {
             let h2 = head.version == http::Version::HTTP_2;
-            let plan = Plan { service, forward: None, h2, arrived: Instant::now() };
+            let plan = Plan { service, forward: None, h2, arrived: Instant::now(), record: None };
             let mut source = Source::Once(Some(Body::full(content)));
             let exchange = caller.exchange(&plan, &head, &mut source);
             // Whatever comes of it: a copy has no client.

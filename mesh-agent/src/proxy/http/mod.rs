@@ -20,6 +20,7 @@ pub(super) mod prefixed;
 #[cfg(test)]
 mod properties;
 pub(super) mod protocol;
+mod record;
 mod replay;
 mod reply;
 mod settings;

@@ -15,7 +15,7 @@ use super::conn::{Connection, Kept, To};
 use super::downstream::{self, Answering, Client, Handler, Switch, Switched};
 use super::prefixed::Prefixed;
 use super::protocol::{self, Spoken};
-use super::{hop, mirror, reply};
+use super::{hop, mirror, record, reply};
 use crate::model::addr::OrigDst;
 use crate::model::outcome::Outcome;
 use crate::model::route::{PortRoutes, Scheme, ServiceRef};
@@ -30,9 +30,10 @@ use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Pod, Worker};
 use crate::route::{self, Answer, AnswerReason, Dialled, Forward, RequestView, Step};
 use crate::snapshot::Snapshot;
-use crate::telemetry::answer::Answered;
-use crate::telemetry::labels::{Lane, Reporter, Security, ServiceName};
+use crate::telemetry::labels::{Lane, Reporter, Security};
 use crate::telemetry::record::{ConnectionRecord, Party};
+use crate::telemetry::request::RequestRecord;
+use crate::telemetry::requests::Requests;
 
 /// Why a request has no response of an application's.
 enum Unserved {
@@ -52,7 +53,7 @@ impl From<Answer> for Unserved {
 struct Outbound {
     caller: Rc<Caller>,
     dialled: SocketAddr,
-    service: Option<ServiceName>,
+    requests: Rc<Requests>,
     switched: Switched,
 }
 
@@ -124,10 +125,12 @@ impl Start {
         }
         let caller = Caller { worker: Rc::clone(worker), pod: self.pod, source: self.source, peer: self.peer, kept };
         let switched = Switched::default();
+        let meant_for = (record.destination.clone(), record.service.clone());
+        let telemetry = &worker.shared.telemetry;
         let handler = Outbound {
             caller: Rc::new(caller),
             dialled: self.dialled.addr(),
-            service: record.service.clone(),
+            requests: Requests::new(telemetry, Reporter::Outbound, record.source.clone(), meant_for, Security::None),
             switched: Rc::clone(&switched),
         };
         let record = Rc::new(record);
@@ -148,20 +151,37 @@ impl Handler for Outbound {
     fn answer(self: Rc<Self>, request: Request<Incoming>) -> Answering {
         Box::pin(async move { self.respond(request).await })
     }
+
+    fn over(&self, failure: Option<&Failure>) {
+        self.requests.over(record::over(failure));
+    }
 }
 
 impl Outbound {
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
         let arrived = Instant::now();
         let (mut parts, incoming) = request.into_parts();
-        match self.serve(&mut parts, incoming, arrived).await {
-            Ok(response) => Ok(response),
-            Err(Unserved::Answer(answer)) => Ok(self.reply(*answer, &parts)),
-            Err(Unserved::Reset(error)) => Err(error),
+        let record = self.requests.begin(&parts);
+        match self.serve(&mut parts, incoming, arrived, &record).await {
+            Ok(response) => Ok(record::follow(record, &parts, response)),
+            Err(Unserved::Answer(answer)) => {
+                record::answered(record, &answer, None);
+                Ok(reply::response(*answer, parts.version))
+            }
+            Err(Unserved::Reset(error)) => {
+                record.ended(record::broken(&error));
+                Err(error)
+            }
         }
     }
 
-    async fn serve(&self, parts: &mut Parts, body: Incoming, arrived: Instant) -> Result<Response<Body>, Unserved> {
+    async fn serve(
+        &self,
+        parts: &mut Parts,
+        body: Incoming,
+        arrived: Instant,
+        record: &RequestRecord,
+    ) -> Result<Response<Body>, Unserved> {
         if let Some(why) = hop::ambiguity(parts) {
             return Err(Answer::new(AnswerReason::BadRequest, &RequestView::of(parts), why).into());
         }
@@ -173,32 +193,17 @@ impl Outbound {
         };
         let forward = match routes.as_deref().map(|routes| self.begin(routes, parts)) {
             None => None,
-            Some(Step::Forward(forward)) => Some(forward),
+            Some(Step::Forward(forward)) => {
+                record.progress().routed(&forward.rule.id);
+                Some(forward)
+            }
             Some(Step::Answer(answer)) => return Err(answer.into()),
         };
         let service = forward.as_ref().map_or(service, |forward| forward.target.clone());
         let h2 = speaks_http2(&snapshot, &service, parts.version);
         drop(snapshot);
-        self.forward(parts, body, Plan { service, forward: forward.as_ref(), h2, arrived }).await
-    }
-
-    /// An answer of ours, counted and logged as such.
-    fn reply(&self, answer: Answer, request: &Parts) -> Response<Body> {
-        let mut source = Party::from(self.caller.peer);
-        source.name(&self.caller.source);
-        self.caller.worker.shared.telemetry.answered(&Answered {
-            reporter: Reporter::Outbound,
-            source: &source,
-            destination: &Party::from(self.dialled),
-            service: self.service.as_ref(),
-            method: request.method.as_str(),
-            path: request.uri.path(),
-            status: answer.status.as_u16(),
-            reason: answer.reason.as_str(),
-            detail: &answer.detail,
-            rule: None,
-        });
-        reply::response(answer, request.version)
+        let plan = Plan { service, forward: forward.as_ref(), h2, arrived, record: Some(record.progress()) };
+        self.forward(parts, body, plan).await
     }
 
     /// The service port dialled, and its routes for this client.
@@ -224,7 +229,7 @@ impl Outbound {
         match exchanged {
             Ok(exchange) => Ok(self.pass_on(exchange, parts, &plan)),
             // The application's own word to its client.
-            Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && is_reset(&error) => {
+            Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && record::is_reset(&error) => {
                 Err(Unserved::Reset(error.into()))
             }
             Err(Unanswered::Broken(error)) if error.is_user() => {
@@ -255,10 +260,4 @@ impl Outbound {
 fn speaks_http2(snapshot: &Snapshot, service: &ServiceRef, version: Version) -> bool {
     let declared = snapshot.service(service).map(|service| service.protocol());
     declared == Some(AppProtocol::Http2) || version == Version::HTTP_2
-}
-
-/// Whether the application has reset the stream.
-fn is_reset(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|error| error.is_reset() && error.is_remote())
 }

@@ -16,7 +16,7 @@ use crate::model::route::{
 use crate::snapshot::SnapshotParts;
 
 /// An application that answers each request of each connection with `answer`, and tells what it was asked.
-fn app(pod: &Pod, answer: &'static str) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<String>) {
+pub(super) fn app(pod: &Pod, answer: &'static str) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let listener = pod.listen();
     let (tell, told) = tokio::sync::mpsc::unbounded_channel();
     let addr = listener.local_addr().unwrap();
@@ -39,7 +39,7 @@ async fn serve(listener: TcpListener, answer: &'static str, tell: tokio::sync::m
 }
 
 /// Up to the empty line.
-async fn read_head(stream: &mut TcpStream) -> Option<String> {
+pub(super) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -48,7 +48,7 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// Sends a request and returns the head of the answer and its body by Content-Length.
-async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
+pub(super) async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
     stream.write_all(request.as_bytes()).await.unwrap();
     let head = soon(read_head(stream)).await.expect("an answer");
     let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
@@ -57,7 +57,7 @@ async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
     (head, String::from_utf8(body).unwrap())
 }
 
-const ONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-App: one\r\n\r\none";
+pub(super) const ONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-App: one\r\n\r\none";
 const TWO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo";
 
 /// The name of the service port that `Mesh::service` makes.
@@ -65,7 +65,7 @@ fn named(name: &str) -> ServiceRef {
     ServiceRef { namespace: "shop".into(), name: name.into(), port: 80 }
 }
 
-fn rule(index: usize, backends: &[(&str, u32)]) -> Rule {
+pub(super) fn rule(index: usize, backends: &[(&str, u32)]) -> Rule {
     let backend = |(name, weight): &(&str, u32)| Backend {
         target: Target::Service(named(name)),
         weight: *weight,
@@ -85,7 +85,7 @@ fn rule(index: usize, backends: &[(&str, u32)]) -> Rule {
 }
 
 /// `rules` of an HTTPRoute on `service`, each below a prefix.
-fn route(service: &str, rules: Vec<(&str, Rule)>) -> impl FnOnce(&mut SnapshotParts) {
+pub(super) fn route(service: &str, rules: Vec<(&str, Rule)>) -> impl FnOnce(&mut SnapshotParts) {
     let candidate = |(prefix, rule): (&str, Rule)| Candidate {
         matching: Match { path: PathMatch::Prefix(prefix.into()), method: None, headers: vec![], query: vec![] },
         rule: Arc::new(rule),
@@ -121,8 +121,11 @@ async fn each_request_of_a_connection_goes_where_its_rule_says() {
     let (head, _) = ask(&mut client, "GET /three HTTP/1.1\r\nHost: shop\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 404") && head.contains("x-mesh-agent-reason: no_route"), "{head}");
     drop(client);
-    let lines = mesh.a.log.wait(2).await;
-    assert!(lines.iter().any(|line| line["lane"] == "http" && line["outcome"] == "ok"), "{lines:#?}");
+    // Seven requests and their connection.
+    let lines = mesh.a.log.wait(8).await;
+    let connection = |line: &&serde_json::Value| line.get("method").is_none();
+    let connection = lines.iter().find(connection).expect("the connection is logged");
+    assert_eq!((&connection["lane"], &connection["outcome"]), (&"http".into(), &"ok".into()));
     let ours = lines.iter().find(|line| line["answered"] == "no_route").expect("the answer of the mesh is logged");
     assert_eq!((&ours["path"], &ours["status"]), (&"/three".into(), &404.into()));
     assert_eq!(ours["destination"]["service"], "shop/shop");

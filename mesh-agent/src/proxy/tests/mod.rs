@@ -6,6 +6,7 @@ mod load;
 mod policy;
 mod raw;
 pub(super) mod recorder;
+mod requests;
 mod rig;
 pub(super) mod smuggling;
 mod smuggling_h2;

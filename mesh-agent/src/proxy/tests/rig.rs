@@ -246,7 +246,7 @@ impl Mesh {
         let (ca, snapshots) = (TestCa::new("mesh"), Arc::new(SnapshotStore::default()));
         let node = |name| {
             let (registry, log) = (Arc::new(Registry::default()), Log::default());
-            let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(log.clone())).unwrap();
+            let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(log.clone()), Default::default()).unwrap();
             let certs = ca.store(&accounts().each_ref());
             let deps = Deps {
                 snapshots: Arc::clone(&snapshots),

@@ -1,0 +1,3 @@
+//! The trace that a request is part of.
+
+pub mod context;
