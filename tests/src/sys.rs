@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::mem::size_of;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -388,4 +388,11 @@ pub fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> 
 fn tcp_socket(to: SocketAddr, protocol: libc::c_int) -> io::Result<OwnedFd> {
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     socket(family, libc::SOCK_STREAM, protocol)
+}
+
+/// A descriptor that another process has passed (`SCM_RIGHTS` of unix(7)), to be called once for each.
+#[must_use]
+pub fn received(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made it for this process, and nobody else knows of it.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

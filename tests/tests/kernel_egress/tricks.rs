@@ -1,35 +1,19 @@
 //! Ways out of a pod that refuses what is outside, each with what becomes of it: what the socket hooks stop, and what
 //! they cannot see. docs/security.md has the list.
 
-use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use anyhow::{Result, ensure};
 use mesh_common::counter::Counter;
 use mesh_tests::datagram::{WAYS, WORD, of_protocol};
-use mesh_tests::sys;
 use mesh_tests::topology::Side;
+use mesh_tests::{dial, sys};
 use nix::libc;
 
 use crate::bench::*;
 use crate::world::*;
-
-type Connect = fn(SocketAddr) -> io::Result<TcpStream>;
-
-const CONNECTS: [(&str, Connect); 6] = [
-    ("connect", |to| TcpStream::connect(to)),
-    ("connect, non-blocking", sys::non_blocking_connect),
-    ("Fast Open", sys::fast_open_send),
-    ("MPTCP", sys::multipath_connect),
-    ("io_uring connect", sys::uring_connect),
-    ("connect of an IPv6 socket, v4-mapped", |to| {
-        TcpStream::connect(match to {
-            SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), to.port()),
-            SocketAddr::V6(_) => to,
-        })
-    }),
-];
 
 #[test]
 fn tcp_is_refused_however_it_is_dialled() -> Result<()> {
@@ -37,7 +21,7 @@ fn tcp_is_refused_however_it_is_dialled() -> Result<()> {
         world.client.netns().sysctl("net/ipv4/tcp_fastopen", "1543")?;
         for ip in world.outside.ips() {
             let to = SocketAddr::new(ip, 8080);
-            for (how, connect) in CONNECTS {
+            for (how, connect) in dial::WAYS {
                 let before = bench.count(Counter::ConnectEgress);
                 let outcome = world.client.netns().run(|| connect(to))?.map(drop);
                 let refused = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);

@@ -15,7 +15,7 @@ pub use tool::{Tool, tools_dir};
 /// A program of the distribution, by the package that brings it.
 #[derive(Clone, Copy)]
 pub struct Program {
-    /// What runs.
+    /// What runs, or a file of the package by its whole path.
     pub binary: &'static str,
     /// Debian's name for it.
     pub package: &'static str,
@@ -29,6 +29,8 @@ const IPERF: Program = Program { binary: "iperf3", package: "iperf3" };
 const QEMU: Program = Program { binary: "qemu-system-x86_64", package: "qemu-system-x86" };
 const BUSYBOX: Program = Program { binary: "busybox", package: "busybox-static" };
 const XZ: Program = Program { binary: "xz", package: "xz-utils" };
+/// Of the distribution's own Python.
+const GRPC: Program = Program { binary: "/usr/lib/python3/dist-packages/grpc/__init__.py", package: "python3-grpcio" };
 const WRK: Program = Program { binary: "wrk", package: "wrk" };
 const H2LOAD: Program = Program { binary: "h2load", package: "nghttp2-client" };
 const HAPROXY: Program = Program { binary: "haproxy", package: "haproxy" };
@@ -36,7 +38,7 @@ const HAPROXY: Program = Program { binary: "haproxy", package: "haproxy" };
 /// What the two nodes and their pods are made with.
 pub const TOPOLOGY: &[Program] = &[IPROUTE];
 /// What the suites run besides.
-pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS];
+pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS, NGINX, H2LOAD, GRPC];
 /// What the bench runs besides.
 pub const BENCH: &[Program] = &[IPROUTE, NGINX, IPERF, WRK];
 /// What the http lane's bench runs besides that.

@@ -7,6 +7,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::response::Parts;
+use http::{StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -35,6 +38,8 @@ enum Content {
     Full(Bytes),
     Incoming(Incoming),
     Replay(Replay),
+    /// Nothing comes, and the head says how much it would be.
+    Told(u64),
 }
 
 impl Body {
@@ -51,6 +56,18 @@ impl Body {
     /// What is still coming.
     pub(super) fn incoming(incoming: Incoming) -> Self {
         Self { content: Content::Incoming(incoming), ..Self::empty() }
+    }
+
+    /// What follows the head of an answer. That of 304 may tell the length of what it does not bring (RFC 9110 §8.6),
+    /// which hyper writes to a client of HTTP/1 only for a body that would be as long.
+    pub(super) fn answer(head: &Parts, incoming: Incoming) -> Self {
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        match length {
+            Some(length) if head.status == StatusCode::NOT_MODIFIED && head.version < Version::HTTP_2 => {
+                Self { content: Content::Told(length), ..Self::empty() }
+            }
+            _ => Self::incoming(incoming),
+        }
     }
 
     /// What is still coming, once more from the beginning.
@@ -95,7 +112,7 @@ impl Body {
             self.gate = None;
         }
         let frame = match &mut self.content {
-            Content::Empty => None,
+            Content::Empty | Content::Told(_) => None,
             Content::Full(content) => {
                 let content = std::mem::take(content);
                 self.content = Content::Empty;
@@ -129,6 +146,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Empty => true,
+            Content::Told(_) => false,
             Content::Full(content) => content.is_empty(),
             Content::Incoming(incoming) => incoming.is_end_stream(),
             Content::Replay(replay) => replay.is_end_stream(),
@@ -137,7 +155,9 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Empty => SizeHint::with_exact(0),
+            // Of a length that is told hyper would make a header, in HTTP/2, that the client has not sent.
+            Content::Empty => SizeHint::default(),
+            Content::Told(length) => SizeHint::with_exact(*length),
             Content::Full(content) => SizeHint::with_exact(content.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replay(replay) => replay.size_hint(),

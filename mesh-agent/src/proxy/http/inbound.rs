@@ -270,6 +270,7 @@ impl Inbound {
             return Response::from_parts(parts, Body::empty());
         }
         self.kept.keep(connection);
-        Response::from_parts(parts, Body::incoming(incoming).holding(guard, None))
+        let body = Body::answer(&parts, incoming);
+        Response::from_parts(parts, body.holding(guard, None))
     }
 }

@@ -252,7 +252,8 @@ impl Outbound {
             return Response::from_parts(parts, Body::empty());
         }
         self.caller.kept.keep(connection);
-        Response::from_parts(parts, Body::incoming(incoming).holding(target, plan.deadline()))
+        let body = Body::answer(&parts, incoming);
+        Response::from_parts(parts, body.holding(target, plan.deadline()))
     }
 }
 

@@ -15,6 +15,7 @@ mod send;
 mod servers;
 mod transfer;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -54,6 +55,7 @@ clients (--to IP:PORT)
   get         --path PATH: one HTTP request
   gateway-ask --url SCHEME://HOST/PATH [--method M] [--count N] [--keep-alive true] [-H NAME:VALUE]...:
               requests by http, h2c, grpc, tcp or upgrade; prints each answer, line by line
+  puppet      --at PATH: makes the sockets that a test asks for, and passes them to it
   send        one datagram by every way there is to send one; prints what became of each
 ";
 
@@ -98,6 +100,7 @@ fn run() -> Result<()> {
         "shout" => churn::shout(&options),
         "probe" => probe::probe(&options),
         "get" => http::get(&options),
+        "puppet" => mesh_tests::puppet::serve(&options.required::<PathBuf>("at")?, servers::listen),
         "send" => send::send(&options),
         "help" | "--help" => {
             print!("{USAGE}");
