@@ -189,3 +189,42 @@ fn curl_and_nginx_notice_no_route() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn requests_take_turns_where_a_policy_says_so() -> Result<()> {
+    scenario(|mesh| {
+        let (client, first) = mesh.shop()?;
+        let neighbour = mesh.pod(Side::B, "shop/neighbour")?;
+        let second = mesh.pod_with(Side::A, "shop/second", |pod| {
+            pod.labels.insert("app".to_owned(), "server".to_owned());
+        })?;
+        for pod in [&neighbour, &second] {
+            mesh.captured(pod)?;
+        }
+        let _servers = [apps::nginx(&first, PORT, "one\n")?, apps::nginx(&second, PORT, "two\n")?];
+        mesh.objects().put(
+            "service-server",
+            &format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: server}}\nspec:\n  \
+                 clusterIPs: [10.96.3.2]\n  selector: {{app: server}}\n  ports: [{{port: 80, targetPort: {PORT}}}]\n"
+            ),
+        )?;
+        mesh.objects().put(
+            "traffic-server",
+            "apiVersion: mesh-agent.io/v1alpha1\nkind: TrafficPolicy\nmetadata: {namespace: shop, name: server}\n\
+             spec:\n  targetRefs: [{kind: Service, name: server}]\n  loadBalancer: {type: RoundRobin}\n",
+        )?;
+        // One connection each, from another node and from this one: natively the kernel would have drawn for all of it.
+        for caller in [&client, &neighbour] {
+            wait::until("requests take turns", IN_FORCE_WITHIN, || {
+                let mut command = Command::new("curl");
+                command.args(["--silent", "--max-time", "20", "http://10.96.3.2/[1-6]"]);
+                let said = caller.spawn("curl-turns", command)?.finish(WITHIN)?;
+                let turns: Vec<&str> = said.lines().collect();
+                let alternate = turns.len() == 6 && turns.windows(2).all(|pair| pair[0] != pair[1]);
+                wait::holds(alternate, || said.clone())
+            })?;
+        }
+        Ok(())
+    })
+}

@@ -262,7 +262,7 @@ fn proxy(config: &Config, base: &Base, balancer: Arc<Balancer>) -> Result<Proxy>
         balancer,
         tls: Arc::new(Tls::new(Arc::clone(&base.certificates))),
         telemetry: Arc::clone(&base.telemetry),
-        limits: Limits::default(),
+        limits: Limits { http: config.http.clone(), ..Limits::default() },
         workers: config.workers,
         reserved_ports: (0..=u16::MAX).filter(|port| mesh_common::limits::is_agent_port(*port)).collect(),
     })?)

@@ -38,8 +38,9 @@ pub fn service(
         let netns_cookie = here(workload.filter(|w| w.captured.is_some() && w.ips.contains(&ip))?)?;
         Some(EndpointValue { netns_cookie, ip: key_ip(ip), port: endpoint.addr.port(), pad: [0; 3] })
     };
-    // Who is pinned to an endpoint is the agent's to remember, and where a route leads is the agent's to see.
-    let is_agents = service.affinity.is_some() || snapshot.is_routed(service);
+    // Who is pinned to an endpoint is the agent's to remember; where a route or a policy sends requests is the agent's
+    // to see.
+    let is_agents = service.affinity.is_some() || service.traffic.is_some() || snapshot.is_routed(service);
     let list: Vec<EndpointValue> = if is_agents { Vec::new() } else { eligible.iter().filter_map(native).collect() };
     let count = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
     let (eligible, local) = (count(eligible.len()), count(list.len()));

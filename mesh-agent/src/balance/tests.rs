@@ -8,19 +8,19 @@ use rand::rngs::SmallRng;
 
 use super::*;
 
-fn addr(text: &str) -> EndpointAddr {
+pub(super) fn addr(text: &str) -> EndpointAddr {
     EndpointAddr::new(text.parse().expect("address"))
 }
 
-fn endpoint(text: &str) -> Endpoint {
+pub(super) fn endpoint(text: &str) -> Endpoint {
     Endpoint::new(addr(text))
 }
 
-fn service(endpoints: Vec<Endpoint>) -> ServicePort {
+pub(super) fn service(endpoints: Vec<Endpoint>) -> ServicePort {
     ServicePort { name: "web".into(), namespace: "shop".into(), port: 80, endpoints, ..ServicePort::default() }
 }
 
-fn client() -> Client {
+pub(super) fn client() -> Client {
     Client { ip: "10.1.0.1".parse().expect("address"), node: "node-a".into(), zone: "zone-a".into() }
 }
 
@@ -105,7 +105,7 @@ fn endpoints_of_the_clients_family_are_eligible() {
     check(&both, &Client { ip: "::ffff:10.1.0.1".parse().expect("address"), ..client() }, &["10.0.0.1"]);
 }
 
-fn three() -> ServicePort {
+pub(super) fn three() -> ServicePort {
     service(vec![endpoint("10.0.0.1:80"), endpoint("10.0.0.2:80"), endpoint("10.0.0.3:80")])
 }
 
@@ -131,7 +131,9 @@ fn connections_that_stay_open_spread_evenly() {
         assert!((95..=105).contains(&live), "{} has {live} of 300", endpoint.addr);
     }
     drop(held);
-    assert!(lock(&balancer.live.0).is_empty(), "an endpoint without connections leaves no entry");
+    assert!(service.endpoints.iter().all(|endpoint| balancer.live(endpoint.addr) == 0));
+    balancer.retain(&[], &[]);
+    assert_eq!(balancer.loads.len(), 0, "an endpoint that is gone leaves nothing behind");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The only reader of arguments and environment. Everything is parsed before anything starts, every mistake is
 //! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
 
+mod http;
 mod telemetry;
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use crate::capture::{Half, Kubelet};
 use crate::policy::egress::NODE_LOCAL_DNS;
+use crate::proxy::HttpLimits;
 use crate::telemetry::Settings;
 
 /// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
@@ -60,6 +62,8 @@ pub struct RunArgs {
     /// Proxy threads; 0 = one for each CPU, at most 4. A connection lives on one of them.
     #[arg(long, env = "MESH_WORKERS", default_value = "0")]
     workers: String,
+    #[command(flatten)]
+    http: http::HttpArgs,
     /// Format of the agent's own log on stderr: `text` or `json`. The access log on stdout is always JSON.
     #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text")]
     log_format: String,
@@ -111,6 +115,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Proxy threads, at least 1.
     pub workers: usize,
+    /// Bounds of the http lane.
+    pub http: HttpLimits,
     /// Format of the agent's own log.
     pub log_format: LogFormat,
     /// What is told of requests.
@@ -193,6 +199,7 @@ impl RunArgs {
         let kubelet = keep(&mut errors, parse_kubelet(self.kubelet.as_deref()));
         let node_local_dns = keep(&mut errors, parse("--node-local-dns", &self.node_local_dns, "an IP address"));
         let deny_errno = keep(&mut errors, parse_deny_errno(&self.deny_errno));
+        let http = self.http.check(&mut errors);
         let (
             Some(source),
             Some(ca),
@@ -235,6 +242,7 @@ impl RunArgs {
             ca,
             metrics,
             workers: if workers == 0 { automatic_workers() } else { workers },
+            http,
             log_format,
             telemetry,
             grace: Duration::from_secs(grace),

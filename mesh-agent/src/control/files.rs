@@ -142,6 +142,7 @@ impl Objects {
             Object::Slice(one) => self.slices.push(found(one, location)),
             Object::CaptureState(one) => self.captures.push(found(one, location)),
             Object::Peer(one) => self.peers.push(found(one, location)),
+            Object::Traffic(one) => self.traffic.push(found(one, location)),
             Object::Authorization(targets) => self.policies.extend(targets),
             Object::Route(one) => self.routes.push(found(one, location)),
             Object::ServiceAccount | Object::ReferenceGrant => {}

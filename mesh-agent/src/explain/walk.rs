@@ -147,7 +147,11 @@ impl<'a> Walk<'a> {
             path.lane = "none".to_owned();
             return self.end(path, Some((Outcome::NoEndpoints, None, reason)));
         }
-        let pinned = if service.affinity.is_some() { ": sessionAffinity is the agent's to keep" } else { "" };
+        let pinned = match (service.affinity, &service.traffic) {
+            (Some(_), _) => ": sessionAffinity is the agent's to keep",
+            (None, Some(_)) => ": where each request goes by its TrafficPolicy is the agent's to choose",
+            (None, None) => "",
+        };
         let share = path.share / usable.len() as f64;
         for endpoint in usable {
             let pod = self.snapshot.behind(endpoint.addr.ip(), endpoint.workload.as_ref()).map(|pod| &**pod);

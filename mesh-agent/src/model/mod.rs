@@ -12,4 +12,5 @@ pub mod problem;
 pub mod route;
 pub mod selector;
 pub mod service;
+pub mod traffic;
 pub mod workload;

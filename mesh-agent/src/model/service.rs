@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::addr::EndpointAddr;
 use super::route::ServiceRef;
+use super::traffic::Traffic;
 use super::workload::WorkloadUid;
 
 /// A transport protocol of Services.
@@ -38,6 +39,8 @@ pub struct ServicePort {
     pub local_only: bool,
     /// Some endpoint carries a hint for a zone or a node: [`crate::balance`] looks whether they are to be followed.
     pub prefer_zone: bool,
+    /// What a `TrafficPolicy` says of its requests; `None`: none does, and the defaults hold where they are read.
+    pub traffic: Option<Arc<Traffic>>,
     /// Every endpoint, with its conditions; filtering is [`crate::balance`]'s.
     pub endpoints: Vec<Endpoint>,
 }

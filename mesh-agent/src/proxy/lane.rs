@@ -21,7 +21,8 @@ pub(super) enum Lane {
     Detect(Goal),
 }
 
-/// The lane of a connection of `source`'s to `dialled`. Routes concern those who dial a Service (GEP-1294).
+/// The lane of a connection of `source`'s to `dialled`. Routes (GEP-1294) and policies concern those who dial a
+/// Service.
 ///
 /// # Errors
 /// When a route for connections leads nowhere.
@@ -33,14 +34,17 @@ pub(super) fn outbound(
     scope: Scope,
 ) -> Result<Lane, Failure> {
     let as_dialled = Goal::Dialled(dialled, scope);
-    let service = snapshot.service_by_vip(dialled.addr());
-    let routed = service.and_then(|service| Some((service, snapshot.routes_for(service, &source.namespace)?)));
-    let Some((service, routes)) = routed else { return Ok(Lane::Opaque(as_dialled)) };
-    if !routes.kind.is_l7() {
-        return match l4::choose(routes, |rule| balancer.pick_backend(rule)) {
-            L4Step::Forward(_, target) => Ok(Lane::Opaque(Goal::Service(target.clone()))),
-            L4Step::Refuse(reason, detail) => Err(Failure::Unrouted(format!("{}: {detail}", reason.as_str()))),
-        };
+    let Some(service) = snapshot.service_by_vip(dialled.addr()) else { return Ok(Lane::Opaque(as_dialled)) };
+    match snapshot.routes_for(service, &source.namespace) {
+        Some(routes) if !routes.kind.is_l7() => {
+            return match l4::choose(routes, |rule| balancer.pick_backend(rule)) {
+                L4Step::Forward(_, target) => Ok(Lane::Opaque(Goal::Service(target.clone()))),
+                L4Step::Refuse(reason, detail) => Err(Failure::Unrouted(format!("{}: {detail}", reason.as_str()))),
+            };
+        }
+        // Without routes nobody need read its requests, unless a policy says how they are spread.
+        None if service.traffic.is_none() => return Ok(Lane::Opaque(as_dialled)),
+        Some(_) | None => {}
     }
     Ok(match service.protocol() {
         AppProtocol::Http | AppProtocol::Http2 => Lane::Http,

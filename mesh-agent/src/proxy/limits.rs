@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::failure::Failure;
+use super::http::settings::HttpLimits;
 
 /// Bounds of the data path. The defaults are for one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Limits {
     pub raw_per_peer: usize,
     /// Handshakes under way at once for one destination pod, per worker. Enough to keep both nodes' cores busy.
     pub handshakes_per_peer: usize,
+    /// What the http lane takes on.
+    pub http: HttpLimits,
 }
 
 impl Default for Limits {
@@ -50,6 +53,7 @@ impl Default for Limits {
             streams_per_tunnel: 100,
             raw_per_peer: 8,
             handshakes_per_peer: 16,
+            http: HttpLimits::default(),
         }
     }
 }

@@ -38,6 +38,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+pub use http::settings::HttpLimits;
+use http::taken::Taken;
 pub use limits::Limits;
 use pod_net::PodNet;
 use worker::{Door, Handle, Job, Pod, Shared, Worker};
@@ -180,7 +182,7 @@ impl Proxy {
             .map(|listener| listener.local_addr().map(|addr| addr.port()))
             .collect::<io::Result<Vec<u16>>>()?;
         let (stop, stopped) = watch::channel(false);
-        let pod = Pod { net, live: Arc::default(), own_ports, stopped };
+        let pod = Pod { net, live: Arc::default(), taken: Taken::default(), own_ports, stopped };
         let doors = [(Door::Outbound, outbound), (Door::Tunnel, tunnel), (Door::Plaintext, plaintext)];
         Ok(self.open_doors(pod, stop, doors))
     }

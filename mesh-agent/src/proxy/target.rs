@@ -4,6 +4,7 @@
 //! endpoint is never dialled in plaintext is in one place.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use crate::balance::kernel::is_kernels;
@@ -23,7 +24,7 @@ pub(super) struct Target {
     addr: EndpointAddr,
     workload: Option<Arc<Workload>>,
     /// Counts as live at this endpoint until dropped; `None` when the application chose the endpoint itself.
-    _pick: Option<Pick>,
+    pick: Option<Pick>,
 }
 
 impl Target {
@@ -42,6 +43,24 @@ impl Target {
         let workload = self.workload.as_ref()?;
         Some((workload, workload.captured.as_ref()?))
     }
+
+    /// A request is sent to it now.
+    pub(super) fn sent(&mut self) {
+        if let Some(pick) = &mut self.pick {
+            pick.sent_at(Instant::now());
+        }
+    }
+
+    /// The head of its answer has come; `failed`: it says that the endpoint could not serve. Returns for how long the
+    /// endpoint is ejected, if that is now.
+    pub(super) fn answered(&mut self, failed: bool) -> Option<Duration> {
+        self.pick.as_mut()?.answered_at(failed, Instant::now())
+    }
+
+    /// It could not be reached, or has not answered. Returns for how long the endpoint is ejected, if that is now.
+    pub(super) fn failed(&mut self) -> Option<Duration> {
+        self.pick.as_mut()?.failed_at(Instant::now())
+    }
 }
 
 /// What a connection is meant for.
@@ -51,6 +70,8 @@ pub(super) enum Goal {
     Dialled(OrigDst, Scope),
     /// Where a route has sent it.
     Service(ServiceRef),
+    /// The same for one of its requests, with what the request is hashed by.
+    Request(ServiceRef, Option<u64>),
 }
 
 /// The candidates for one connection, best first.
@@ -60,12 +81,19 @@ pub(super) struct Candidates<'a> {
     client: Client,
     goal: Goal,
     tried: Vec<EndpointAddr>,
+    /// Not to be tried while there are others.
+    avoided: Vec<EndpointAddr>,
 }
 
 impl<'a> Candidates<'a> {
     /// What may serve a connection of `client`'s.
     pub(super) fn new(balancer: &'a Balancer, client: Client, goal: Goal) -> Self {
-        Self { balancer, client, goal, tried: Vec::new() }
+        Self { balancer, client, goal, tried: Vec::new(), avoided: Vec::new() }
+    }
+
+    /// The same, leaving out `endpoints` while there are others.
+    pub(super) fn avoiding(self, endpoints: &[EndpointAddr]) -> Self {
+        Self { avoided: endpoints.to_vec(), ..self }
     }
 
     /// The next endpoint to try, by `snapshot`. `failed` is why the one before did not serve.
@@ -77,7 +105,9 @@ impl<'a> Candidates<'a> {
             return Err(failure.clone());
         }
         let service = match &self.goal {
-            Goal::Service(name) => snapshot.service(name).ok_or_else(|| Failure::NoEndpoints(name.to_string()))?,
+            Goal::Service(name) | Goal::Request(name, _) => {
+                snapshot.service(name).ok_or_else(|| Failure::NoEndpoints(name.to_string()))?
+            }
             Goal::Dialled(dialled, _) => match (snapshot.service_by_vip(dialled.addr()), failed) {
                 (Some(service), now) => {
                     failed = now;
@@ -97,22 +127,33 @@ impl<'a> Candidates<'a> {
 }
 
 impl Candidates<'_> {
-    /// Keeps to what the kernel has drawn, unless nothing of it is left.
+    /// Keeps to what the kernel has drawn, and from what is to be avoided, unless nothing is left then.
     fn choose(&self, service: &ServicePort, snapshot: &Snapshot) -> Option<Pick> {
+        // Whoever is pinned to an endpoint is not sent elsewhere for an answer of the application's.
+        let mut others = if service.affinity.is_none() { self.avoided.clone() } else { Vec::new() };
         if matches!(self.goal, Goal::Dialled(_, Scope::Rest)) {
             let kernels = service.endpoints.iter().filter(|one| is_kernels(one, snapshot, snapshot.node()));
-            let mut exclude = self.tried.clone();
-            exclude.extend(kernels.map(|endpoint| endpoint.addr));
-            if let Some(pick) = self.balancer.choose(service, &self.client, &exclude) {
+            others.extend(kernels.map(|endpoint| endpoint.addr));
+        }
+        if !others.is_empty() {
+            others.extend(&self.tried);
+            if let Some(pick) = self.choose_without(service, &others) {
                 return Some(pick);
             }
         }
-        self.balancer.choose(service, &self.client, &self.tried)
+        self.choose_without(service, &self.tried)
+    }
+
+    fn choose_without(&self, service: &ServicePort, exclude: &[EndpointAddr]) -> Option<Pick> {
+        match self.goal {
+            Goal::Request(_, key) => self.balancer.choose_for_request(service, &self.client, exclude, key),
+            Goal::Dialled(..) | Goal::Service(_) => self.balancer.choose(service, &self.client, exclude),
+        }
     }
 }
 
 fn target(snapshot: &Snapshot, addr: EndpointAddr, pick: Option<Pick>) -> Target {
     let named = pick.as_ref().and_then(|pick| pick.endpoint().workload.as_ref());
     let workload = snapshot.behind(addr.ip(), named).map(Arc::clone);
-    Target { addr, workload, _pick: pick }
+    Target { addr, workload, pick }
 }

@@ -11,6 +11,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use super::accept;
+use super::http::kept::KeptSet;
+use super::http::taken::Taken;
 use super::limits::{Limits, Share};
 use super::peers::Peers;
 use super::pod_net::PodNet;
@@ -51,6 +53,8 @@ pub(super) struct Pod {
     pub(super) net: Arc<dyn PodNet>,
     /// Live connections of this pod.
     pub(super) live: Arc<AtomicUsize>,
+    /// What its requests take.
+    pub(super) taken: Taken,
     /// The agent's own ports in this pod's namespace, which no tunnel request may ask for.
     pub(super) own_ports: Vec<u16>,
     /// The pod is leaving: its tunnels end with their last stream.
@@ -120,6 +124,8 @@ pub(super) struct Worker {
     pub(super) workers: Vec<Handle>,
     pub(super) live: Rc<LiveSet>,
     pub(super) pool: Rc<Pool>,
+    /// What clients' connections of the http lane keep.
+    pub(super) kept: Rc<KeptSet>,
     pub(super) buffers: Rc<Buffers>,
     pub(super) drain: DrainWatch,
 }
@@ -200,7 +206,7 @@ impl Worker {
     pub(super) fn new(shared: Arc<Shared>, index: usize, workers: Vec<Handle>, drain: DrainWatch) -> Self {
         let buffers = Buffers::new();
         let pool = Rc::new(Pool::new(Arc::clone(&shared), Rc::clone(&buffers)));
-        Self { shared, index, workers, live: Rc::default(), pool, buffers, drain }
+        Self { shared, index, workers, live: Rc::default(), pool, kept: Rc::default(), buffers, drain }
     }
 }
 
@@ -210,6 +216,7 @@ async fn watch_snapshots(worker: Rc<Worker>) {
     while changed.changed().await.is_ok() {
         let snapshot = worker.shared.snapshots.load();
         worker.live.recheck(&snapshot).await;
+        worker.kept.close_unused(&snapshot, worker.shared.limits.tunnel_idle);
     }
 }
 
@@ -218,5 +225,6 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         tick.tick().await;
         worker.pool.sweep();
+        worker.kept.close_unused(&worker.shared.snapshots.load(), worker.shared.limits.tunnel_idle);
     }
 }

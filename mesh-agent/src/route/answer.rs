@@ -39,11 +39,17 @@ pub enum AnswerReason {
     Unreachable,
     /// The application ended the connection before its answer.
     UpstreamBroken,
+    /// As many requests to the Service were sent again as may be.
+    RetryBudget,
+    /// The pod has as many requests as it may.
+    Overloaded,
+    /// The request's head is larger than is let through.
+    HeadTooLarge,
 }
 
 impl AnswerReason {
     /// Every reason, for metric registration and documentation.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::NoRoute,
         Self::InvalidBackend,
         Self::NoBackend,
@@ -56,6 +62,9 @@ impl AnswerReason {
         Self::Denied,
         Self::Unreachable,
         Self::UpstreamBroken,
+        Self::RetryBudget,
+        Self::Overloaded,
+        Self::HeadTooLarge,
     ];
 
     /// The word.
@@ -74,6 +83,9 @@ impl AnswerReason {
             Self::Denied => "denied",
             Self::Unreachable => "unreachable",
             Self::UpstreamBroken => "upstream_broken",
+            Self::RetryBudget => "retry_budget",
+            Self::Overloaded => "overloaded",
+            Self::HeadTooLarge => "head_too_large",
         }
     }
 
@@ -85,7 +97,10 @@ impl AnswerReason {
             Self::InvalidBackend | Self::NoBackend | Self::UnsupportedFilter => {
                 (StatusCode::INTERNAL_SERVER_ERROR, Some(GRPC_UNAVAILABLE))
             }
-            Self::NoEndpoints | Self::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, Some(GRPC_UNAVAILABLE)),
+            Self::NoEndpoints | Self::Unreachable | Self::RetryBudget | Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some(GRPC_UNAVAILABLE))
+            }
+            Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Some(GRPC_RESOURCE_EXHAUSTED)),
             Self::UpstreamBroken => (StatusCode::BAD_GATEWAY, Some(GRPC_UNAVAILABLE)),
             Self::Redirect => (StatusCode::FOUND, None),
             Self::Preflight => (StatusCode::NO_CONTENT, None),
@@ -98,6 +113,7 @@ impl AnswerReason {
 
 const GRPC_DEADLINE_EXCEEDED: u8 = 4;
 const GRPC_PERMISSION_DENIED: u8 = 7;
+const GRPC_RESOURCE_EXHAUSTED: u8 = 8;
 const GRPC_UNIMPLEMENTED: u8 = 12;
 const GRPC_INTERNAL: u8 = 13;
 const GRPC_UNAVAILABLE: u8 = 14;

@@ -44,6 +44,12 @@ struct ByAnswer {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLimit {
+    reporter: Reporter,
+    limit: &'static str,
+}
+
 /// One handle per direction, resolved once.
 #[derive(Clone, Debug)]
 struct PerReporter<M> {
@@ -80,6 +86,8 @@ pub struct Metrics {
     shed: Family<ByReason, Counter>,
     refused_requests: Family<ByReason, Counter>,
     answers: Family<ByAnswer, Counter>,
+    limited: Family<ByLimit, Counter>,
+    ejections: Counter,
     accept_errors: Counter,
 }
 
@@ -100,6 +108,8 @@ impl Metrics {
             shed: Family::default(),
             refused_requests: Family::default(),
             answers: Family::default(),
+            limited: Family::default(),
+            ejections: Counter::default(),
             accept_errors: Counter::default(),
         };
         registry.register("mesh_connections_live", "Accepted connections that have not ended", live);
@@ -116,6 +126,10 @@ impl Metrics {
         registry.register("mesh_tunnel_requests_refused", help, metrics.refused_requests.clone());
         let help = "Requests that the mesh answered itself, by why";
         registry.register("mesh_request_answers", help, metrics.answers.clone());
+        let help = "Times that a limit of the http lane was reached, by which";
+        registry.register("mesh_limit_reached", help, metrics.limited.clone());
+        let help = "Endpoints left alone for a while because requests to them failed";
+        registry.register("mesh_endpoint_ejections", help, metrics.ejections.clone());
         let help = "accept() calls that failed, e.g. for lack of file descriptors";
         registry.register("mesh_accept_errors", help, metrics.accept_errors.clone());
         metrics
@@ -164,6 +178,16 @@ impl Metrics {
     /// Counts a request that the mesh answered itself; `reason` is a word of a closed set.
     pub fn answered(&self, reporter: Reporter, reason: &'static str) {
         self.answers.get_or_create_owned(&ByAnswer { reporter, reason }).inc();
+    }
+
+    /// Counts that `limit`, a word of a closed set, was reached.
+    pub fn limited(&self, reporter: Reporter, limit: &'static str) {
+        self.limited.get_or_create_owned(&ByLimit { reporter, limit }).inc();
+    }
+
+    /// Counts an endpoint that is left alone for a while.
+    pub fn ejected(&self) {
+        self.ejections.inc();
     }
 
     /// Counts a failed `accept()`.

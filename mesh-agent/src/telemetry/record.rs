@@ -197,6 +197,11 @@ impl ConnectionRecord {
         self.write(&ending.into());
     }
 
+    /// Counts that the connection has reached `limit`, a word of a closed set.
+    pub fn limited(&self, limit: &'static str) {
+        self.telemetry.metrics().limited(self.reporter, limit);
+    }
+
     fn labels(&self) -> Labels {
         Labels {
             reporter: self.reporter,

@@ -235,6 +235,7 @@ pub fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {
         affinity: None,
         local_only: false,
         prefer_zone: false,
+        traffic: None,
         endpoints: to.map(endpoint).into_iter().collect(),
     }
 }

@@ -10,11 +10,12 @@ mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod workloads;
 
 use std::sync::Arc;
 
-use super::object::{CaptureState, Namespace, Node, PeerPolicy, Pod, Route, Service, Slice};
+use super::object::{CaptureState, Namespace, Node, PeerPolicy, Pod, Route, Service, Slice, TrafficPolicy};
 use crate::model::policy::Policy;
 use crate::model::problem::{Effect, Problem};
 use crate::snapshot::SnapshotParts;
@@ -36,6 +37,7 @@ pub(super) struct Objects {
     pub(super) slices: Vec<Found<Slice>>,
     pub(super) captures: Vec<Found<CaptureState>>,
     pub(super) peers: Vec<Found<PeerPolicy>>,
+    pub(super) traffic: Vec<Found<TrafficPolicy>>,
     pub(super) routes: Vec<Found<Route>>,
     /// Their mistakes are in `problems` already.
     pub(super) policies: Vec<Arc<Policy>>,
@@ -48,7 +50,8 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
     let mut problems = objects.problems.clone();
     let owners = ownership::owners(&objects.pods, &mut problems);
     let workloads = workloads::compile(objects, &owners, trust_domain, &mut problems);
-    let (services, udp_services) = services::compile(objects, &owners, &mut problems);
+    let (mut services, udp_services) = services::compile(objects, &owners, &mut problems);
+    traffic::attach(&objects.traffic, &mut services, &mut problems);
     let (routes, route_statuses) = routes::compile(&objects.routes, &objects.services, &services);
     problems.sort();
     problems.dedup();

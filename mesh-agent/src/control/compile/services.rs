@@ -138,6 +138,7 @@ impl<'a> Context<'a> {
             affinity: service.affinity,
             local_only: service.local_only,
             prefer_zone: endpoints.iter().any(|endpoint| !(endpoint.zones.is_empty() && endpoint.nodes.is_empty())),
+            traffic: None,
             endpoints,
         }
     }

@@ -22,6 +22,7 @@ mod slice;
 mod suspect;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub(super) use self::route::{Route, RouteRule};
 pub(super) use self::service::{Distribution, Service, ServiceSpecPort, TargetPort};
 pub(super) use self::slice::{Slice, SliceEndpoint};
 pub(super) use self::suspect::suspects;
+pub(super) use self::traffic::{TrafficPolicy, TrafficTarget};
 use crate::model::policy::{Action, Policy, Target};
 use crate::model::problem::Effect;
 use crate::model::route::RouteKind;
@@ -60,13 +62,14 @@ pub(super) enum Kind {
     EndpointSlice,
     AuthorizationPolicy,
     PeerPolicy,
+    TrafficPolicy,
     CaptureState,
     Route(RouteKind),
     ReferenceGrant,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -75,6 +78,7 @@ impl Kind {
         Self::EndpointSlice,
         Self::AuthorizationPolicy,
         Self::PeerPolicy,
+        Self::TrafficPolicy,
         Self::CaptureState,
         Self::Route(RouteKind::Http),
         Self::Route(RouteKind::Grpc),
@@ -93,6 +97,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerPolicy => "PeerPolicy",
+            Self::TrafficPolicy => "TrafficPolicy",
             Self::CaptureState => "CaptureState",
             Self::Route(kind) => kind.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
@@ -104,7 +109,9 @@ impl Kind {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => ("", &["v1"]),
             Self::EndpointSlice => ("discovery.k8s.io", &["v1"]),
-            Self::AuthorizationPolicy | Self::PeerPolicy | Self::CaptureState => (GROUP, &["v1alpha1"]),
+            Self::AuthorizationPolicy | Self::PeerPolicy | Self::TrafficPolicy | Self::CaptureState => {
+                (GROUP, &["v1alpha1"])
+            }
             Self::Route(RouteKind::Http) | Self::ReferenceGrant => (route::GATEWAY_GROUP, &["v1", "v1beta1"]),
             Self::Route(RouteKind::Grpc) => (route::GATEWAY_GROUP, &["v1"]),
             Self::Route(RouteKind::Tls) => (route::GATEWAY_GROUP, &["v1", "v1alpha3", "v1alpha2"]),
@@ -156,6 +163,7 @@ pub(super) enum Object {
     /// One policy per target.
     Authorization(Vec<Arc<Policy>>),
     Peer(Arc<PeerPolicy>),
+    Traffic(Arc<TrafficPolicy>),
     CaptureState(Arc<CaptureState>),
     Route(Arc<Route>),
     /// Read only to name its mistakes.
@@ -256,6 +264,7 @@ fn read_object(
         Kind::CaptureState => Object::CaptureState(Arc::new(capture_state::read(value, mistakes)?)),
         Kind::AuthorizationPolicy => Object::Authorization(authorization::read(value, key, mistakes)),
         Kind::PeerPolicy => Object::Peer(Arc::new(peer_policy::read(value, key, mistakes))),
+        Kind::TrafficPolicy => Object::Traffic(Arc::new(traffic::read(value, mistakes)?)),
         Kind::Route(kind) => Object::Route(Arc::new(route::read(kind, value, repeated, mistakes)?)),
         Kind::ReferenceGrant => grant::read(value, mistakes).map(|()| Object::ReferenceGrant)?,
     })

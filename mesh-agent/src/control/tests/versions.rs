@@ -213,8 +213,9 @@ proptest! {
 fn the_documented_examples_are_read_without_a_mistake() {
     let text = include_str!("../../../../docs/configuration.md");
     let examples: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(examples.len(), 3);
+    assert_eq!(examples.len(), 4);
     let objects = after(&[("all.yaml", &examples.join("---\n"))]).objects();
     check_problems(&objects, &[]);
-    assert_eq!((objects.policies.len(), objects.peers.len(), objects.captures.len()), (1, 1, 1));
+    let counts = [objects.policies.len(), objects.peers.len(), objects.traffic.len(), objects.captures.len()];
+    assert_eq!(counts, [1; 4]);
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -13,23 +13,24 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::body::{Body, deadline};
-use super::conn::{Connection, Kept, SendError, To};
+use super::conn::{Connection, SendError, To};
 use super::hop;
+use super::kept::Kept;
 use super::record::{self, Watch};
 use super::replay::Recorder;
+use super::taken::Room;
 use crate::balance::Client;
+use crate::model::addr::EndpointAddr;
 use crate::model::route::{Rule, ServiceRef};
+use crate::model::traffic::RetryBudget;
 use crate::model::workload::Workload;
 use crate::proxy::failure::Failure;
 use crate::proxy::target::{Candidates, Goal, Target};
 use crate::proxy::upstream;
 use crate::proxy::worker::{Pod, Worker};
 use crate::route::{Answer, AnswerReason, Forward, RequestView, retry};
+use crate::telemetry::labels::Reporter;
 use crate::telemetry::request::Progress;
-
-/// What may be kept of a request's body to send it again, per request. Enough for most calls, and 1,000 streams of a
-/// connection hold no more than 64 MiB.
-pub(super) const REPLAY: usize = 64 << 10;
 
 /// Who asks, and what the attempts of its connection share.
 pub(super) struct Caller {
@@ -37,7 +38,7 @@ pub(super) struct Caller {
     pub(super) pod: Arc<Pod>,
     pub(super) source: Arc<Workload>,
     pub(super) peer: SocketAddr,
-    pub(super) kept: Kept,
+    pub(super) kept: Rc<Kept>,
 }
 
 /// A request's body, for one attempt or several.
@@ -51,14 +52,12 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// `again`: it may have to be sent more than once.
-    pub(super) fn new(incoming: Incoming, again: bool) -> Self {
-        if incoming.is_end_stream() {
-            Self::Empty
-        } else if again {
-            Self::Again(Recorder::new(incoming, REPLAY))
-        } else {
-            Self::Once(Some(Body::incoming(incoming)))
+    /// `again`: it may have to be sent more than once, and there is this room to keep it.
+    pub(super) fn new(incoming: Incoming, again: Option<Room>) -> Self {
+        match again {
+            _ if incoming.is_end_stream() => Self::Empty,
+            Some(room) => Self::Again(Recorder::new(incoming, room)),
+            None => Self::Once(Some(Body::incoming(incoming))),
         }
     }
 
@@ -123,12 +122,18 @@ pub(super) enum Unanswered {
     Refused(Box<Answer>),
     /// The rule's time was over.
     Late,
+    /// It may not be sent again: too many have been.
+    OverBudget,
 }
 
 /// How a request is to be sent.
 pub(super) struct Plan<'a> {
     /// The service port whose endpoints may answer.
     pub(super) service: ServiceRef,
+    /// What it is hashed by, if it is.
+    pub(super) key: Option<u64>,
+    /// How many requests to that service may be sent again.
+    pub(super) budget: RetryBudget,
     /// The rule it met, if it met one.
     pub(super) forward: Option<&'a Forward<'a>>,
     /// The application speaks HTTP/2.
@@ -164,9 +169,13 @@ impl Caller {
         head: &Parts,
         source: &mut Source,
     ) -> Result<Exchange, Unanswered> {
-        let mut retries = 0;
+        let balancer = &self.worker.shared.balancer;
+        if plan.rule().is_some_and(|rule| rule.retry.is_some()) {
+            balancer.requested(&plan.service, &plan.budget);
+        }
+        let (mut retries, mut tried) = (0, Vec::new());
         loop {
-            let outcome = self.attempt(plan, head, source).await;
+            let outcome = self.attempt(plan, head, source, &mut tried).await;
             let retry = plan.rule().and_then(|rule| rule.retry.as_ref()).filter(|_| source.can_repeat());
             let Some(retry) = retry.filter(|retry| is_retriable(retry, &outcome)) else { return outcome };
             retries += 1;
@@ -179,24 +188,26 @@ impl Caller {
             if let Ok(Exchange { connection, .. }) = outcome {
                 self.kept.keep(connection);
             }
+            if !balancer.may_retry(&plan.service, &plan.budget) {
+                self.worker.shared.telemetry.metrics().limited(Reporter::Outbound, "retry_budget");
+                return Err(Unanswered::OverBudget);
+            }
             plan.note(|record| record.waits(wait));
             tokio::time::sleep_until(until).await;
         }
     }
 
-    /// One attempt: several endpoints while none has seen the request.
-    async fn attempt(&self, plan: &Plan<'_>, head: &Parts, source: &mut Source) -> Result<Exchange, Unanswered> {
+    /// One attempt: several endpoints while none has seen the request, those of earlier attempts last.
+    async fn attempt(
+        &self,
+        plan: &Plan<'_>,
+        head: &Parts,
+        source: &mut Source,
+        tried: &mut Vec<EndpointAddr>,
+    ) -> Result<Exchange, Unanswered> {
         plan.note(Progress::attempt);
         let each = plan.rule().and_then(|rule| rule.timeouts.backend_request);
         let until = [plan.deadline(), deadline(Instant::now(), each)].into_iter().flatten().min();
-        let attempt = self.to_an_endpoint(plan, head, source);
-        match until {
-            None => attempt.await,
-            Some(until) => tokio::time::timeout_at(until, attempt).await.unwrap_or(Err(Unanswered::Late)),
-        }
-    }
-
-    async fn to_an_endpoint(&self, plan: &Plan<'_>, head: &Parts, source: &mut Source) -> Result<Exchange, Unanswered> {
         let mut parts = copy(head);
         if let Some(forward) = plan.forward {
             forward.edit_request(&mut parts).map_err(|answer| Unanswered::Refused(Box::new(answer)))?;
@@ -204,34 +215,66 @@ impl Caller {
         hop::convert(&mut parts, plan.h2);
         let balancer = &self.worker.shared.balancer;
         let client = Client::new(&self.source, self.peer.ip());
-        let mut candidates = Candidates::new(balancer, client, Goal::Service(plan.service.clone()));
+        let goal = Goal::Request(plan.service.clone(), plan.key);
+        let mut candidates = Candidates::new(balancer, client, goal).avoiding(tried);
         let mut failed = None;
         loop {
             let snapshot = self.worker.shared.snapshots.load();
-            let target = candidates.next(&snapshot, failed.take()).map_err(Unanswered::Unsent)?;
+            let mut target = candidates.next(&snapshot, failed.take()).map_err(Unanswered::Unsent)?;
             plan.note(|record| record.chosen(record::server(&target)));
-            let connection = match self.connection(plan, &target).await {
-                Ok(connection) => connection,
-                Err(failure) => {
-                    failed = Some(failure);
-                    continue;
-                }
+            tried.push(target.addr());
+            let Some(sent) = within(until, self.to_endpoint(plan, &parts, source, &mut target)).await else {
+                self.ejected(plan, target.failed(), &target);
+                return Err(Unanswered::Late);
             };
-            let fresh = async || self.fresh(plan, &target).await;
-            match send(connection, (target.addr().addr(), plan.record), &parts, source, fresh).await {
-                Ok((response, connection)) => return Ok(Exchange { response, connection, target }),
-                Err(Ok(failure)) => failed = Some(failure),
-                Err(Err(error)) => return Err(Unanswered::Broken(error)),
+            match sent {
+                Ok((response, connection)) => {
+                    self.ejected(plan, target.answered(says_failed(&response)), &target);
+                    return Ok(Exchange { response, connection, target });
+                }
+                Err(Ok(failure)) => {
+                    if failure.is_retryable() {
+                        self.ejected(plan, target.failed(), &target);
+                    }
+                    failed = Some(failure);
+                }
+                Err(Err(error)) => {
+                    // What the client has broken off says nothing of the endpoint.
+                    if !error.is_user() {
+                        self.ejected(plan, target.failed(), &target);
+                    }
+                    return Err(Unanswered::Broken(error));
+                }
             }
         }
     }
 
+    /// Sends it to one endpoint, on a connection that is kept or a new one. The inner error is [`send`]'s.
+    async fn to_endpoint(
+        &self,
+        plan: &Plan<'_>,
+        parts: &Parts,
+        source: &mut Source,
+        target: &mut Target,
+    ) -> Result<(Response<Incoming>, Connection), Result<Failure, hyper::Error>> {
+        let connection = self.connection(plan, target).await.map_err(Ok)?;
+        target.sent();
+        let fresh = async || self.fresh(plan, target).await;
+        send(connection, (target.addr().addr(), plan.record), parts, source, fresh).await
+    }
+
+    /// Counts and logs an endpoint that is ejected now.
+    fn ejected(&self, plan: &Plan<'_>, out_for: Option<Duration>, target: &Target) {
+        let Some(out_for) = out_for else { return };
+        self.worker.shared.telemetry.metrics().ejected();
+        let (endpoint, service) = (target.addr(), &plan.service);
+        tracing::info!(%endpoint, %service, ?out_for, "left alone: requests to it failed (outlierDetection)");
+    }
+
     /// A connection that is kept, else a new one.
     async fn connection(&self, plan: &Plan<'_>, target: &Target) -> Result<Connection, Failure> {
-        match self.kept.take(&To::of(target, plan.h2)) {
-            Some(connection) => Ok(connection),
-            None => self.fresh(plan, target).await,
-        }
+        let to = To::of(target, plan.h2);
+        self.kept.take_or_open(&to, async || self.fresh(plan, target).await).await
     }
 
     async fn fresh(&self, plan: &Plan<'_>, target: &Target) -> Result<Connection, Failure> {
@@ -286,7 +329,23 @@ fn is_retriable(retry: &crate::model::route::Retry, outcome: &Result<Exchange, U
         Err(Unanswered::Unsent(failure)) => failure.is_retryable(),
         Err(Unanswered::Broken(_)) => true,
         Err(Unanswered::Late) => retry::is_retriable(retry, http::StatusCode::GATEWAY_TIMEOUT),
-        Err(Unanswered::Refused(_)) => false,
+        Err(Unanswered::Refused(_) | Unanswered::OverBudget) => false,
+    }
+}
+
+/// Whether an answer says that its endpoint could not serve.
+fn says_failed(response: &Response<Incoming>) -> bool {
+    /// gRPC's `UNAVAILABLE`, of an answer that is nothing but its head.
+    const UNAVAILABLE: &[u8] = b"14";
+    let grpc_status = response.headers().get("grpc-status");
+    response.status().is_server_error() || grpc_status.is_some_and(|status| status.as_bytes() == UNAVAILABLE)
+}
+
+/// `None`: it took longer.
+async fn within<T>(until: Option<Instant>, what: impl Future<Output = T>) -> Option<T> {
+    match until {
+        None => Some(what.await),
+        Some(until) => tokio::time::timeout_at(until, what).await.ok(),
     }
 }
 
@@ -309,6 +368,10 @@ impl Unanswered {
             Self::Broken(error) => Answer::new(AnswerReason::UpstreamBroken, request, &error.to_string()),
             Self::Refused(answer) => (**answer).clone(),
             Self::Late => Answer::new(AnswerReason::Timeout, request, "the rule's time was over"),
+            Self::OverBudget => {
+                let why = "it failed, and as many requests to the Service were sent again as may be (retryConstraint)";
+                Answer::new(AnswerReason::RetryBudget, request, why)
+            }
         }
     }
 }

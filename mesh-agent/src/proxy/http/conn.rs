@@ -1,6 +1,5 @@
 //! HTTP connections towards the application: opened over an [`Upstream`], kept while their client's connection lives.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,8 +23,6 @@ use crate::proxy::target::Target;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
 
-/// Connections that one client's connection keeps for its next request: as many backends as a rule may have.
-const KEPT: usize = 16;
 /// How long the other side may take to end its direction after ours: then the tunnel below can carry another.
 const LINGER: Duration = Duration::from_secs(5);
 /// What it may still send meanwhile.
@@ -80,8 +77,9 @@ impl Connection {
     /// When the application ends the connection at once.
     pub(super) async fn open(worker: &Rc<Worker>, upstream: Upstream, to: To) -> Result<Self, Failure> {
         let (io, lender) = lend(upstream, &worker.buffers, None);
+        let limits = &worker.shared.limits.http;
         let opened = if to.h2 {
-            let handshake = settings::client_http2().handshake(io).await;
+            let handshake = settings::client_http2(limits).handshake(io).await;
             handshake.map(|(sender, connection)| {
                 let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
@@ -91,7 +89,7 @@ impl Connection {
                 (Sender::Http2(sender), None)
             })
         } else {
-            settings::client_http1().handshake(io).await.map(|(sender, connection)| {
+            settings::client_http1(limits).handshake(io).await.map(|(sender, connection)| {
                 let (switch, switched) = oneshot::channel();
                 tokio::task::spawn_local(drive_http1(Rc::clone(worker), connection, lender, switch));
                 (Sender::Http1(sender), Some(switched))
@@ -131,7 +129,39 @@ impl Connection {
         self.sent > 1
     }
 
-    fn can_send(&self) -> bool {
+    /// Who it leads to.
+    pub(super) fn to(&self) -> &To {
+        &self.to
+    }
+
+    /// Whether it leads there.
+    pub(super) fn leads(&self, to: &To) -> bool {
+        self.to == *to
+    }
+
+    /// Whether both lead to the same.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.leads(&other.to)
+    }
+
+    /// Whether it carries several requests at once.
+    pub(super) fn is_shared(&self) -> bool {
+        self.to.h2
+    }
+
+    /// It once more, for one of several requests; `None`: it carries one at a time.
+    pub(super) fn share(&self) -> Option<Self> {
+        match &self.sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(sender) => {
+                let sender = Sender::Http2(sender.clone());
+                Some(Self { to: self.to.clone(), sender, switched: None, sent: 1 })
+            }
+        }
+    }
+
+    /// Whether a request may be sent on it now.
+    pub(super) fn can_send(&self) -> bool {
         // hyper says so of a new one only after its first turn.
         self.sent == 0
             || match &self.sender {
@@ -140,7 +170,8 @@ impl Connection {
             }
     }
 
-    fn is_closed(&self) -> bool {
+    /// Whether it has ended.
+    pub(super) fn is_closed(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender) => sender.is_closed(),
@@ -168,36 +199,6 @@ fn expecting(request: Request<Body>) -> Request<Body> {
         }
     });
     request
-}
-
-/// The connections of one client's connection, the latest last.
-#[derive(Default)]
-pub(super) struct Kept(RefCell<Vec<Connection>>);
-
-impl Kept {
-    /// One that can carry a request now; an HTTP/2 connection stays for others.
-    pub(super) fn take(&self, to: &To) -> Option<Connection> {
-        let mut kept = self.0.borrow_mut();
-        kept.retain(|connection| !connection.is_closed());
-        let at = kept.iter().position(|connection| connection.to == *to && connection.can_send())?;
-        let Sender::Http2(sender) = &kept.get(at)?.sender else {
-            return Some(kept.swap_remove(at));
-        };
-        Some(Connection { to: to.clone(), sender: Sender::Http2(sender.clone()), switched: None, sent: 1 })
-    }
-
-    /// Keeps a connection for the next request. Its response may still be on the way.
-    pub(super) fn keep(&self, connection: Connection) {
-        let mut kept = self.0.borrow_mut();
-        let known = connection.to.h2 && kept.iter().any(|one| one.to == connection.to && !one.is_closed());
-        if known || connection.is_closed() {
-            return;
-        }
-        if kept.len() >= KEPT {
-            kept.remove(0);
-        }
-        kept.push(connection);
-    }
 }
 
 /// Runs an HTTP/1 connection to its end, or until something else is spoken on it.

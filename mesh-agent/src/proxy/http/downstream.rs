@@ -6,7 +6,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -91,6 +91,9 @@ pub(super) async fn serve<S: Side + 'static>(
         Spoken::Http2 => serve_http2(worker, io, client.live, handler).await.map(|()| Bytes::new()),
         Spoken::Http1 | Spoken::Other => serve_http1(worker, io, client.live, handler).await,
     };
+    if let Err(Failure::Overloaded(limit)) = &served {
+        client.record.limited(limit);
+    }
     let Some(mut back) = lender.take_back().await else {
         return Served { side: None, ended: false, result: Err(Failure::Reset("client")) };
     };
@@ -105,9 +108,9 @@ pub(super) async fn serve<S: Side + 'static>(
             }
         },
         // The answer says what was wrong: the client should get it.
-        Err(Failure::NotHttp(reason)) => {
+        Err(failure @ (Failure::NotHttp(_) | Failure::Overloaded(_))) => {
             let told = finish(worker, &mut back, client.live).await;
-            told.and(Err(Failure::NotHttp(reason)))
+            told.and(Err(failure))
         }
         Err(failure @ Failure::Ended(_)) => Err(failure),
         Err(failure) => Err(back.failure.take().unwrap_or(failure)),
@@ -123,7 +126,7 @@ async fn serve_http1<S: Side>(
     handler: Rc<impl Handler>,
 ) -> Result<Bytes, Failure> {
     let service = service_fn(|request| Rc::clone(&handler).answer(request));
-    let mut connection = settings::server_http1().serve_connection(io, service);
+    let mut connection = settings::server_http1(&worker.shared.limits.http).serve_connection(io, service);
     let stop = Http1::graceful_shutdown;
     let running = Pin::new(&mut connection);
     let ran = run(worker, live, running, stop, |running, cx| running.get_mut().poll_without_shutdown(cx)).await;
@@ -139,9 +142,23 @@ async fn serve_http2<S: Side + 'static>(
     live: &Live,
     handler: Rc<impl Handler>,
 ) -> Result<(), Failure> {
-    let service = service_fn(|request| Rc::clone(&handler).answer(request));
-    let connection = std::pin::pin!(settings::server_http2().serve_connection(io, service));
-    let ran = run(worker, live, connection, Http2::graceful_shutdown, |connection, cx| connection.poll(cx)).await;
+    let resets = Rc::new(settings::resets());
+    let service = service_fn(|request| {
+        let (asked, answering) = (resets.begin(Instant::now()), Rc::clone(&handler).answer(request));
+        async move {
+            let answer = answering.await;
+            asked.answered();
+            answer
+        }
+    });
+    let limits = &worker.shared.limits.http;
+    let connection = std::pin::pin!(settings::server_http2(limits).serve_connection(io, service));
+    let serving = run(worker, live, connection, Http2::graceful_shutdown, |connection, cx| connection.poll(cx));
+    let ran = tokio::select! {
+        biased;
+        ran = serving => ran,
+        () = resets.exceeded() => Err(Failure::Overloaded("rapid_reset")),
+    };
     handler.over(ran.as_ref().err());
     ran
 }
@@ -171,13 +188,25 @@ async fn run<C>(
 
 /// What hyper's error means. An error of the handler's has been recorded with its request.
 fn failure(error: &hyper::Error) -> Failure {
-    if error.is_parse() {
+    if let Some(limit) = limit(error) {
+        Failure::Overloaded(limit)
+    } else if error.is_parse() {
         Failure::NotHttp(error.to_string())
     } else if error.is_user() {
         Failure::Reset("server")
     } else {
         Failure::Reset("client")
     }
+}
+
+/// The limit that a client has reached, which hyper or h2 has told it already.
+fn limit(error: &hyper::Error) -> Option<&'static str> {
+    if error.is_parse_too_large() {
+        return Some("head_bytes");
+    }
+    let error = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    // Which of its bounds it was, h2 tells the client alone.
+    (error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)).then_some("http2_flood")
 }
 
 /// Sends our end of data, and reads on for a while: a client that is still sending would lose the last answer to

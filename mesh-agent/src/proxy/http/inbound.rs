@@ -12,11 +12,13 @@ use hyper::body::Incoming;
 
 use super::attempt::{Source, copy, send};
 use super::body::{Body, BodyError};
-use super::conn::{Connection, Kept, To};
+use super::conn::{Connection, To};
 use super::downstream::{self, Answering, Client, Handler, Served, Switch, Switched};
 use super::in_flight::{Guard, InFlight};
+use super::kept::Kept;
 use super::prefixed::Prefixed;
 use super::protocol::{self, Spoken};
+use super::taken::Share;
 use super::{hop, record, reply};
 use crate::model::addr::EndpointAddr;
 use crate::policy::{Denial, Permit, RequestFacts, audited, authorize, authorize_request};
@@ -165,10 +167,10 @@ impl Inbound {
         let (mut parts, incoming) = request.into_parts();
         let version = parts.version;
         let record = self.requests.begin(&parts);
-        if let Some(why) = hop::ambiguity(&parts) {
-            let answer = Answer::new(AnswerReason::BadRequest, &RequestView::of(&parts), why);
-            return Ok(self.reply(answer, &parts, None, record));
-        }
+        let share = match reply::admit(&parts, &self.pod, &self.worker, Reporter::Inbound) {
+            Ok(share) => share,
+            Err(answer) => return Ok(self.reply(answer, &parts, None, record)),
+        };
         hop::disown(&mut parts.headers);
         if let Err(denial) = self.authorize(&parts) {
             let answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
@@ -180,10 +182,10 @@ impl Inbound {
         let mut parts = copy(&asked);
         hop::clean(&mut parts.headers, version);
         hop::convert(&mut parts, self.h2);
-        let mut source = Source::new(incoming, false);
+        let mut source = Source::new(incoming, None);
         match self.exchange(&parts, &mut source, &record).await {
             Ok((response, connection)) => {
-                let response = self.pass_on(response, connection, &parts, guard);
+                let response = self.pass_on(response, connection, &parts, (guard, share));
                 Ok(record::follow(record, &parts, response))
             }
             Err(Err(error)) if error.is_user() => {
@@ -259,18 +261,18 @@ impl Inbound {
         response: Response<Incoming>,
         connection: Connection,
         request: &Parts,
-        guard: Guard,
+        held: (Guard, Share),
     ) -> Response<Body> {
         let (mut parts, incoming) = response.into_parts();
         let switches = reply::switches(request, parts.status);
         hop::clean_response(&mut parts, request.version);
         hop::disown(&mut parts.headers);
         if switches {
-            *self.switched.borrow_mut() = Some(Switch { server: connection.switched(), _held: Box::new(guard) });
+            *self.switched.borrow_mut() = Some(Switch { server: connection.switched(), _held: Box::new(held) });
             return Response::from_parts(parts, Body::empty());
         }
         self.kept.keep(connection);
         let body = Body::answer(&parts, incoming);
-        Response::from_parts(parts, body.holding(guard, None))
+        Response::from_parts(parts, body.holding(held, None))
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::attempt::{Caller, Plan, Source, copy};
 use super::body::Body;
 use crate::model::route::ServiceRef;
+use crate::model::traffic::RetryBudget;
 
 /// How long an endpoint may take to answer a copy.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -26,7 +27,8 @@ pub(super) fn send(caller: &Rc<Caller>, targets: Vec<ServiceRef>, head: &Parts, 
         let (caller, head, content) = (Rc::clone(caller), copy(head), content.clone());
         tokio::task::spawn_local(async move {
             let h2 = head.version == http::Version::HTTP_2;
-            let plan = Plan { service, forward: None, h2, arrived: Instant::now(), record: None };
+            let budget = RetryBudget::default();
+            let plan = Plan { service, key: None, budget, forward: None, h2, arrived: Instant::now(), record: None };
             let mut source = Source::Once(Some(Body::full(content)));
             let exchange = caller.exchange(&plan, &head, &mut source);
             // Whatever comes of it: a copy has no client.

@@ -14,6 +14,7 @@ mod hop;
 pub(super) mod in_flight;
 pub(super) mod inbound;
 mod io;
+pub(super) mod kept;
 mod mirror;
 pub(super) mod outbound;
 pub(super) mod prefixed;
@@ -23,7 +24,9 @@ pub(super) mod protocol;
 mod record;
 mod replay;
 mod reply;
-mod settings;
+mod resets;
+pub(super) mod settings;
+pub(super) mod taken;
 
 use std::future::Future;
 

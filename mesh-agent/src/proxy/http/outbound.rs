@@ -11,15 +11,19 @@ use tokio::time::Instant;
 
 use super::attempt::{Caller, Exchange, Plan, Source, Unanswered};
 use super::body::{Body, BodyError};
-use super::conn::{Connection, Kept, To};
+use super::conn::{Connection, To};
 use super::downstream::{self, Answering, Client, Handler, Switch, Switched};
+use super::kept::Kept;
 use super::prefixed::Prefixed;
 use super::protocol::{self, Spoken};
+use super::taken::Share;
 use super::{hop, mirror, record, reply};
+use crate::balance;
 use crate::model::addr::OrigDst;
 use crate::model::outcome::Outcome;
 use crate::model::route::{PortRoutes, Scheme, ServiceRef};
 use crate::model::service::AppProtocol;
+use crate::model::traffic::Balancing;
 use crate::model::workload::Workload;
 use crate::proxy::failure::Failure;
 use crate::proxy::outbound;
@@ -115,7 +119,7 @@ impl Start {
         record: ConnectionRecord,
     ) {
         live.stand_on(Standing::Destination(None));
-        let kept = Kept::default();
+        let kept = Kept::within(&worker.kept);
         if let Some((upstream, target)) = opened {
             // Dialled while nobody knew what would be spoken: the first request may use it.
             let to = To::of(&target, spoken == Spoken::Http2);
@@ -182,9 +186,7 @@ impl Outbound {
         arrived: Instant,
         record: &RequestRecord,
     ) -> Result<Response<Body>, Unserved> {
-        if let Some(why) = hop::ambiguity(parts) {
-            return Err(Answer::new(AnswerReason::BadRequest, &RequestView::of(parts), why).into());
-        }
+        let share = reply::admit(parts, &self.caller.pod, &self.caller.worker, Reporter::Outbound)?;
         hop::disown(&mut parts.headers);
         hop::clean(&mut parts.headers, parts.version);
         let snapshot = self.caller.worker.shared.snapshots.load();
@@ -200,10 +202,32 @@ impl Outbound {
             Some(Step::Answer(answer)) => return Err(answer.into()),
         };
         let service = forward.as_ref().map_or(service, |forward| forward.target.clone());
-        let h2 = speaks_http2(&snapshot, &service, parts.version);
+        let plan =
+            Plan { record: Some(record.progress()), ..self.plan(&snapshot, service, parts, forward.as_ref(), arrived) };
         drop(snapshot);
-        let plan = Plan { service, forward: forward.as_ref(), h2, arrived, record: Some(record.progress()) };
-        self.forward(parts, body, plan).await
+        self.forward(parts, body, plan, share).await
+    }
+
+    /// How a request is sent to the endpoints of `service`.
+    fn plan<'a>(
+        &self,
+        snapshot: &Snapshot,
+        service: ServiceRef,
+        parts: &Parts,
+        forward: Option<&'a Forward<'a>>,
+        arrived: Instant,
+    ) -> Plan<'a> {
+        let port = snapshot.service(&service);
+        let traffic = port.and_then(|port| port.traffic.as_deref());
+        let key = match traffic.map(|traffic| &traffic.balancing) {
+            Some(Balancing::Hash(of)) => balance::key(of, &parts.headers, self.caller.peer.ip()),
+            _ => None,
+        };
+        let budget = traffic.map(|traffic| traffic.budget).unwrap_or_default();
+        // The application's version is what its port says, else its client's.
+        let declared = port.map(|port| port.protocol());
+        let h2 = declared == Some(AppProtocol::Http2) || parts.version == Version::HTTP_2;
+        Plan { service, key, budget, forward, h2, arrived, record: None }
     }
 
     /// The service port dialled, and its routes for this client.
@@ -219,15 +243,23 @@ impl Outbound {
         route::begin(routes, &RequestView::of(parts), dialled, |rule| balancer.pick_backend(rule))
     }
 
-    async fn forward(&self, parts: &Parts, body: Incoming, plan: Plan<'_>) -> Result<Response<Body>, Unserved> {
+    async fn forward(
+        &self,
+        parts: &Parts,
+        body: Incoming,
+        plan: Plan<'_>,
+        share: Share,
+    ) -> Result<Response<Body>, Unserved> {
         let mirrors = plan.forward.map(|forward| forward.mirrors(|n| rand::random_range(0..n.max(1))));
         let mirrors: Vec<ServiceRef> = mirrors.into_iter().flatten().cloned().collect();
         let retries = plan.forward.is_some_and(|forward| forward.rule.retry.is_some());
-        let mut source = Source::new(body, retries || !mirrors.is_empty());
+        let shared = &self.caller.worker.shared;
+        let room = || self.caller.pod.taken.room(&shared.limits.http, &shared.telemetry);
+        let mut source = Source::new(body, (retries || !mirrors.is_empty()).then(room));
         let exchanged = self.caller.exchange(&plan, parts, &mut source).await;
         mirror::send(&self.caller, mirrors, parts, &source);
         match exchanged {
-            Ok(exchange) => Ok(self.pass_on(exchange, parts, &plan)),
+            Ok(exchange) => Ok(self.pass_on(exchange, parts, &plan, share)),
             // The application's own word to its client.
             Err(Unanswered::Broken(error)) if parts.version == Version::HTTP_2 && record::is_reset(&error) => {
                 Err(Unserved::Reset(error.into()))
@@ -239,7 +271,7 @@ impl Outbound {
         }
     }
 
-    fn pass_on(&self, exchange: Exchange, request: &Parts, plan: &Plan<'_>) -> Response<Body> {
+    fn pass_on(&self, exchange: Exchange, request: &Parts, plan: &Plan<'_>, share: Share) -> Response<Body> {
         let Exchange { response, connection, target } = exchange;
         let (mut parts, incoming) = response.into_parts();
         let switches = reply::switches(request, parts.status);
@@ -248,17 +280,12 @@ impl Outbound {
             Forward::edit_response(forward, &mut parts.headers);
         }
         if switches {
-            *self.switched.borrow_mut() = Some(Switch { server: connection.switched(), _held: Box::new(target) });
+            *self.switched.borrow_mut() =
+                Some(Switch { server: connection.switched(), _held: Box::new((target, share)) });
             return Response::from_parts(parts, Body::empty());
         }
         self.caller.kept.keep(connection);
         let body = Body::answer(&parts, incoming);
-        Response::from_parts(parts, body.holding(target, plan.deadline()))
+        Response::from_parts(parts, body.holding((target, share), plan.deadline()))
     }
-}
-
-/// Whether the application behind `service` is to be spoken to in HTTP/2: where it says so, else as its client does.
-fn speaks_http2(snapshot: &Snapshot, service: &ServiceRef, version: Version) -> bool {
-    let declared = snapshot.service(service).map(|service| service.protocol());
-    declared == Some(AppProtocol::Http2) || version == Version::HTTP_2
 }

@@ -11,13 +11,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::BodyError;
+use super::taken::Room;
 
 /// The source and what has come of it.
 struct Recorded {
     source: Incoming,
     frames: Vec<Bytes>,
-    length: usize,
-    limit: usize,
+    room: Room,
     trailers: Option<HeaderMap>,
     ended: bool,
     /// More has come than is kept: it cannot be sent again.
@@ -31,16 +31,15 @@ struct Recorded {
 pub(super) struct Recorder(Rc<RefCell<Recorded>>);
 
 impl Recorder {
-    /// Keeps at most `limit` bytes.
-    pub(super) fn new(source: Incoming, limit: usize) -> Self {
+    /// Keeps as much as there is `room` for.
+    pub(super) fn new(source: Incoming, room: Room) -> Self {
         let hint = source.size_hint();
         let ended = source.is_end_stream();
-        let overflowed = hint.lower() > limit as u64;
+        let overflowed = !room.fits(hint.lower());
         Self(Rc::new(RefCell::new(Recorded {
             source,
             frames: Vec::new(),
-            length: 0,
-            limit,
+            room,
             trailers: None,
             ended,
             overflowed,
@@ -99,8 +98,7 @@ impl Replay {
         };
         match frame.into_data() {
             Ok(data) => {
-                recorded.length = recorded.length.saturating_add(data.len());
-                recorded.overflowed |= recorded.length > recorded.limit;
+                recorded.overflowed = recorded.overflowed || !recorded.room.take(data.len());
                 if recorded.overflowed {
                     // What cannot be sent again as a whole need not be kept.
                     recorded.frames = Vec::new();

@@ -58,7 +58,7 @@ pub(super) async fn ask(stream: &mut TcpStream, request: &str) -> (String, Strin
 }
 
 pub(super) const ONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-App: one\r\n\r\none";
-const TWO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo";
+pub(super) const TWO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo";
 
 /// The name of the service port that `Mesh::service` makes.
 fn named(name: &str) -> ServiceRef {

@@ -1,7 +1,10 @@
 //! Two agents on loopback: what applications see, what records say, and that nothing is left behind.
 
+mod balance;
 mod failures;
 mod http;
+mod http2;
+mod limits;
 mod load;
 mod policy;
 mod raw;

@@ -321,7 +321,8 @@ impl Mesh {
     pub(super) fn steer(&self, node: &Node, pod: &Pod, listener: TcpListener) -> PodHandle {
         let net = Arc::clone(&pod.net) as Arc<dyn PodNet>;
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let steered = worker::Pod { net, live: Arc::default(), own_ports: vec![], stopped };
+        let taken = Default::default();
+        let steered = worker::Pod { net, live: Arc::default(), taken, own_ports: vec![], stopped };
         node.proxy.open_doors(steered, stop, [(worker::Door::Plaintext, listener)])
     }
 
@@ -349,6 +350,7 @@ impl Mesh {
             affinity: None,
             local_only: false,
             prefer_zone: false,
+            traffic: None,
             endpoints: endpoints.iter().map(endpoint).collect(),
         };
         self.change(|parts| parts.services.push(Arc::new(service)));

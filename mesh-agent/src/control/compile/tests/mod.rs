@@ -3,6 +3,7 @@
 mod egress;
 mod routes;
 mod services;
+mod traffic;
 mod workloads;
 
 use super::*;

@@ -13,7 +13,8 @@ pub(super) fn read(field: &str, text: &str) -> Checked<Duration> {
     parse(text).map_or_else(|| wrong(field, format!("`{text}` is no duration such as 1h30m, 10s or 500ms")), Ok)
 }
 
-fn parse(text: &str) -> Option<Duration> {
+/// Reads a duration.
+pub(in crate::control::object) fn parse(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
     for _ in 0..MAX_PARTS {

@@ -7,7 +7,7 @@
 
 mod backend;
 mod cors;
-mod duration;
+pub(super) mod duration;
 mod filter;
 mod grpc_rule;
 mod http_rule;

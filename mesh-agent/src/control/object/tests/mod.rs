@@ -2,6 +2,7 @@
 
 mod authorization;
 mod peer_policy;
+mod traffic;
 
 use std::collections::BTreeMap;
 
@@ -95,8 +96,8 @@ fn what_is_not_ours_is_foreign_and_what_cannot_be_used_says_why() {
         ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}", None),
         ("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}", None),
         (
-            "apiVersion: mesh-agent.io/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: x}",
-            Some("kind: this version knows no `TrafficPolicy`"),
+            "apiVersion: mesh-agent.io/v1alpha1\nkind: TelemetryPolicy\nmetadata: {name: x}",
+            Some("kind: this version knows no `TelemetryPolicy`"),
         ),
         ("kind: Pod\nmetadata: {name: x}", Some("apiVersion: `` is not v1")),
         ("apiVersion: v2\nkind: Pod\nmetadata: {name: x}", Some("apiVersion: `v2` is not v1")),
