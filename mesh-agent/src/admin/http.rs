@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -16,7 +17,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::AdminError;
-use super::body::Full;
 use super::ready::Readiness;
 use crate::telemetry::Registry;
 
@@ -80,7 +80,7 @@ fn accepts(request: &Request<Incoming>) -> &str {
     request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-fn answer(method: &Method, path: &str, accept: &str, registry: &Registry, ready: &Readiness) -> Response<Full> {
+fn answer(method: &Method, path: &str, accept: &str, registry: &Registry, ready: &Readiness) -> Response<Full<Bytes>> {
     if method != Method::GET && method != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".to_owned());
     }
@@ -103,7 +103,7 @@ fn answer(method: &Method, path: &str, accept: &str, registry: &Registry, ready:
     }
 }
 
-fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Full> {
+fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));

@@ -3,7 +3,6 @@
 //! The network sees numbers and readiness, never configuration, identities in flight or debug data. This room
 //! serves what other rooms hand it and knows none of them.
 
-mod body;
 mod http;
 mod ready;
 mod request;

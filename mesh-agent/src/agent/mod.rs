@@ -47,6 +47,8 @@ use pods_thread::{Order, PodsThread};
 
 /// How often series of vanished workloads are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
+/// What is left of the spans may take so long to be sent at the end.
+const SPANS_LAST: Duration = Duration::from_secs(3);
 /// Threads of the control runtime: source, certificates, admin. None of them computes for long.
 const CONTROL_THREADS: usize = 2;
 
@@ -96,6 +98,8 @@ struct Base {
     wanted: watch::Sender<BTreeSet<Identity>>,
     registry: Arc<Registry>,
     telemetry: Arc<Telemetry>,
+    /// Sends spans to their collector.
+    spans: Option<JoinHandle<()>>,
     source: JoinHandle<Result<()>>,
 }
 
@@ -110,11 +114,12 @@ impl Base {
         let certificates = Arc::new(CertStore::new(&config.trust_domain));
         let registry = Arc::new(Registry::default());
         let telemetry = Telemetry::start(Arc::clone(&registry), Box::new(std::io::stdout()), config.telemetry.clone())?;
+        let spans = telemetry.exporter(&config.node).map(tokio::spawn);
         let wanted = watch::Sender::new(BTreeSet::new());
         let rotator = Rotator::new(Arc::clone(&certificates), ca_client(config)?, RotatorSettings::default());
         tokio::spawn(rotator.run(wanted.subscribe()));
         let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
-        Ok(Self { ready, snapshots, certificates, wanted, registry, telemetry, source })
+        Ok(Self { ready, snapshots, certificates, wanted, registry, telemetry, spans, source })
     }
 }
 
@@ -187,7 +192,13 @@ async fn serve(config: Config) -> Result<()> {
     base.ready.lacks(Condition::Serving, "stopping".to_owned());
     // A predecessor that still waits serves again before this agent stops to.
     charge.leave().await;
-    Ending { config: &config, kernel: &kernel, proxy: &proxy, orders, pods }.end(why).await?;
+    let ended = Ending { config: &config, kernel: &kernel, proxy: &proxy, orders, pods }.end(why).await;
+    base.telemetry.close_spans();
+    if let Some(spans) = base.spans {
+        // A collector that is away is not waited for.
+        let _ = tokio::time::timeout(SPANS_LAST, spans).await;
+    }
+    ended?;
     if wait {
         tracing::info!("succeeded; waiting to be told to end");
         stop.told().await;

@@ -386,6 +386,10 @@ mod tests {
             "xml",
             "--request-log",
             "some",
+            "--otlp-endpoint",
+            "https://collector",
+            "--trace-ratio",
+            "2",
             "--grace-seconds",
             "1s",
             "--instance",
@@ -397,7 +401,7 @@ mod tests {
             "--deny-errno",
             "sorry",
         ])
-        .expect_err("fourteen mistakes");
+        .expect_err("sixteen mistakes");
         for option in [
             "--node",
             "--source",
@@ -408,6 +412,8 @@ mod tests {
             "--trust-domain",
             "--log-format",
             "--request-log",
+            "--otlp-endpoint",
+            "--trace-ratio",
             "--grace-seconds",
             "--kubelet",
             "--node-local-dns",

@@ -29,6 +29,8 @@ use metrics::Metrics;
 use record::ConnectionRecord;
 use request_series::{Durations, OwnTime, RequestCollector, RequestStore};
 use series::{SeriesCollector, SeriesStore};
+use trace::Tracer;
+use trace::queue::SpanCollector;
 
 use crate::snapshot::Snapshot;
 
@@ -70,6 +72,8 @@ pub enum RequestLog {
 pub struct Settings {
     /// Which requests have a line in the access log.
     pub request_log: RequestLog,
+    /// Spans; without it there are none, and no header is touched.
+    pub tracing: Option<trace::Settings>,
 }
 
 /// Metrics and access log of the data path.
@@ -81,6 +85,7 @@ pub struct Telemetry {
     series: Arc<SeriesStore>,
     requests: Arc<RequestStore>,
     own_time: Arc<OwnTime>,
+    tracer: Option<Tracer>,
     access_log: Arc<AccessLog>,
 }
 
@@ -97,13 +102,17 @@ impl Telemetry {
         let access_log = Arc::new(AccessLog::start(out)?);
         let series = Arc::new(SeriesStore::default());
         let (requests, own_time) = (Arc::new(RequestStore::default()), Arc::new(OwnTime::default()));
+        let tracer = settings.tracing.as_ref().map(|tracing| Tracer::new(tracing.ratio, Arc::default()));
         let metrics = registry.register(|r| {
+            if let Some(tracer) = &tracer {
+                r.register_collector(Box::new(SpanCollector(Arc::clone(tracer.queue()))));
+            }
             r.register_collector(Box::new(SeriesCollector(Arc::clone(&series))));
             r.register_collector(Box::new(RequestCollector(Arc::clone(&requests), Arc::clone(&own_time))));
             r.register_collector(Box::new(LogCollector(Arc::clone(&access_log))));
             Metrics::register(r)
         });
-        Ok(Arc::new(Self { registry, settings, metrics, series, requests, own_time, access_log }))
+        Ok(Arc::new(Self { registry, settings, metrics, series, requests, own_time, tracer, access_log }))
     }
 
     /// Opens the record of a connection just accepted.
@@ -146,6 +155,24 @@ impl Telemetry {
 
     fn series(&self) -> &SeriesStore {
         &self.series
+    }
+
+    /// Sends the spans of `node` to the collector until [`Self::close_spans`]; `None`: there are none.
+    #[must_use]
+    pub fn exporter(&self, node: &str) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let (tracer, tracing) = (self.tracer.as_ref()?, self.settings.tracing.as_ref()?);
+        Some(trace::export::run(Arc::clone(tracer.queue()), tracing.endpoint.clone(), node.to_owned()))
+    }
+
+    /// No more spans will come: the exporter ends when it has sent what is there.
+    pub fn close_spans(&self) {
+        if let Some(tracer) = &self.tracer {
+            tracer.queue().close();
+        }
+    }
+
+    fn tracer(&self) -> Option<&Tracer> {
+        self.tracer.as_ref()
     }
 
     fn requests(&self) -> &RequestStore {

@@ -4,6 +4,7 @@
 //! client that went away.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,12 +14,13 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, Version};
 
 use super::RequestLog;
 use super::access_log::{Side, rfc3339};
-use super::labels::{Lane, RequestOutcome};
-use super::record::{milliseconds, side};
+use super::labels::{Lane, Reporter, RequestOutcome};
+use super::record::{Party, milliseconds, side};
 use super::request_line::{self, Line};
 use super::request_series::{Counted, GrpcStatus, Response};
 use super::requests::{End, Requests, Server};
 use super::trace::context::Context;
+use super::trace::{self, Kind, Traced};
 use crate::model::route::RuleId;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -42,7 +44,8 @@ pub struct Progress {
     method: Method,
     uri: Uri,
     version: Version,
-    trace: Option<Context>,
+    parent: Option<Context>,
+    traced: Option<Traced>,
     route: RefCell<Option<Arc<str>>>,
     end: RefCell<Option<Rc<End>>>,
     attempts: Cell<u32>,
@@ -58,12 +61,17 @@ pub struct Progress {
 
 impl Progress {
     pub(super) fn new(of: Rc<Requests>, head: &Parts) -> Self {
+        let telemetry = &of.telemetry;
+        let read = telemetry.request_log() != RequestLog::None || telemetry.tracer().is_some();
+        let parent = if read { Context::of(&head.headers) } else { None };
+        let traced = telemetry.tracer().map(|tracer| tracer.begin(parent));
         Self {
             started: Instant::now(),
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
-            trace: Context::of(&head.headers),
+            parent,
+            traced,
             of,
             route: RefCell::default(),
             end: RefCell::default(),
@@ -108,6 +116,18 @@ impl Progress {
     /// So long it waits for its next attempt.
     pub fn waits(&self, wait: Duration) {
         self.waited.set(self.waited.get().saturating_add(wait));
+    }
+
+    /// It is sent on with these headers. Whether a `tracestate` among them is another trace's.
+    pub fn sends(&self, headers: &mut HeaderMap) -> bool {
+        self.traced.as_ref().is_some_and(|traced| traced.sends(headers))
+    }
+
+    /// What came of an attempt that is followed by another.
+    pub fn sends_again(&self, status: Option<StatusCode>) {
+        if let Some(traced) = &self.traced {
+            traced.sends_again(status);
+        }
     }
 
     /// Its body is sent from the beginning.
@@ -195,6 +215,9 @@ impl RequestRecord {
             response_bytes: progress.response_bytes.get(),
             retries: progress.attempts.get().saturating_sub(1),
         });
+        if let (Some(tracer), Some(traced)) = (of.telemetry.tracer(), &progress.traced) {
+            tracer.end(traced, progress.started, || progress.spans_of(&end, response, answer));
+        }
         let own = progress.own_time();
         if let Some(own) = own {
             of.telemetry.own_time(of.reporter).observe(own);
@@ -244,12 +267,40 @@ impl RequestRecord {
             waited_ms: nonzero(progress.waited.get()),
             own_ms: own.map(milliseconds),
             attempts: progress.attempts.get(),
-            trace_id: progress.trace.as_ref().map(Context::trace_id),
+            trace_id: progress.trace().map(Context::trace_id),
         });
     }
 }
 
 impl Progress {
+    /// The trace that it is part of.
+    fn trace(&self) -> Option<&Context> {
+        self.traced.as_ref().map(Traced::context).or(self.parent.as_ref())
+    }
+
+    /// What its spans say.
+    fn spans_of(&self, end: &End, response: Response, answer: Option<&Answered<'_>>) -> trace::Request {
+        let name = |party: &Party| (party.workload.clone(), party.namespace.clone());
+        let addr = |party: &Party| party.ip.map(|ip| SocketAddr::new(ip, party.port.unwrap_or(0)));
+        let (kind, own, peer) = match self.of.reporter {
+            Reporter::Outbound => (Kind::Client, &self.of.source, &end.party),
+            Reporter::Inbound => (Kind::Server, &end.party, &self.of.source),
+        };
+        trace::Request {
+            kind,
+            workload: name(own),
+            peer: name(peer),
+            client: addr(&self.of.source),
+            server: addr(&end.party),
+            method: self.method.clone(),
+            uri: self.uri.clone(),
+            version: self.version,
+            route: end.route.clone(),
+            response,
+            answered: answer.map(|answer| answer.reason),
+        }
+    }
+
     /// What the agent itself has added to the time until the answer's head.
     fn own_time(&self) -> Option<Duration> {
         let others = [&self.upstream, &self.connecting, &self.waited].into_iter().map(Cell::get).sum();

@@ -185,6 +185,7 @@ impl Caller {
                 // There is no time for another: what there is, is the answer.
                 return outcome;
             }
+            let status = outcome.as_ref().ok().map(|exchange| exchange.response.status());
             if let Ok(Exchange { connection, .. }) = outcome {
                 self.kept.keep(connection);
             }
@@ -192,7 +193,10 @@ impl Caller {
                 self.worker.shared.telemetry.metrics().limited(Reporter::Outbound, "retry_budget");
                 return Err(Unanswered::OverBudget);
             }
-            plan.note(|record| record.waits(wait));
+            plan.note(|record| {
+                record.sends_again(status);
+                record.waits(wait);
+            });
             tokio::time::sleep_until(until).await;
         }
     }
@@ -213,6 +217,7 @@ impl Caller {
             forward.edit_request(&mut parts).map_err(|answer| Unanswered::Refused(Box::new(answer)))?;
         }
         hop::convert(&mut parts, plan.h2);
+        plan.note(|record| record::sends(record, &mut parts.headers));
         let balancer = &self.worker.shared.balancer;
         let client = Client::new(&self.source, self.peer.ip());
         let goal = Goal::Request(plan.service.clone(), plan.key);

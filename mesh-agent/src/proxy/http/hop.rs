@@ -91,7 +91,7 @@ pub(super) fn disown(headers: &mut HeaderMap) {
 }
 
 /// Removes headers and leaves the others in their order, which [`HeaderMap::remove`] does not.
-fn retain(headers: &mut HeaderMap, stays: impl Fn(&HeaderName) -> bool) {
+pub(super) fn retain(headers: &mut HeaderMap, stays: impl Fn(&HeaderName) -> bool) {
     if headers.keys().all(&stays) {
         return;
     }

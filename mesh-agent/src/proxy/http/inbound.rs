@@ -182,6 +182,7 @@ impl Inbound {
         let mut parts = copy(&asked);
         hop::clean(&mut parts.headers, version);
         hop::convert(&mut parts, self.h2);
+        record::sends(record.progress(), &mut parts.headers);
         let mut source = Source::new(incoming, None);
         match self.exchange(&parts, &mut source, &record).await {
             Ok((response, connection)) => {

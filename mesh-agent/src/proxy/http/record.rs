@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Response};
 use http_body::{Body as _, Frame};
 
 use super::body::{Body, BodyError, Late};
-use super::reply;
+use super::{hop, reply};
 use crate::model::outcome::Outcome;
 use crate::proxy::failure::Failure;
 use crate::proxy::target::Target;
@@ -17,6 +17,7 @@ use crate::route::Answer;
 use crate::telemetry::labels::{RequestOutcome, Security};
 use crate::telemetry::request::{Answered, Progress, RequestRecord};
 use crate::telemetry::requests::Server;
+use crate::telemetry::trace::context::TRACESTATE;
 
 /// Whose record a body is for.
 pub(super) enum Watch {
@@ -101,6 +102,13 @@ pub(super) fn follow(record: RequestRecord, request: &Parts, response: Response<
 pub(super) fn answered(record: RequestRecord, answer: &Answer, rule: Option<&str>) {
     record.head(answer.status, &answer.headers);
     record.answered(&Answered { reason: answer.reason.as_str(), detail: &answer.detail, rule });
+}
+
+/// A request goes on with these headers: in its trace, at a place of its own.
+pub(super) fn sends(progress: &Progress, headers: &mut HeaderMap) {
+    if progress.sends(headers) {
+        hop::retain(headers, |name| *name != TRACESTATE);
+    }
 }
 
 /// An endpoint as the record knows it.

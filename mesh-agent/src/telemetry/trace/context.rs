@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// What vendors say of a trace; of one that is not continued it says nothing.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const B3: HeaderName = HeaderName::from_static("b3");
 const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
 const B3_SPAN: HeaderName = HeaderName::from_static("x-b3-spanid");
@@ -75,11 +76,6 @@ impl Context {
                 }
             }
         }
-    }
-
-    /// Removes the state of a trace that could not be read: it belongs to no other (W3C §3.3).
-    pub fn forget_state(headers: &mut HeaderMap) {
-        headers.remove(TRACESTATE);
     }
 }
 
