@@ -180,23 +180,35 @@ fn parse_wrk(text: &str) -> Result<Wrk> {
     })
 }
 
-/// HTTP/2 requests to the server, without TLS, on `connections` with as many `streams` each at a time; gives their rate
-/// per second.
-pub fn h2load(scene: &Scene<'_>, connections: u32, streams: u32, seconds: u32) -> Result<f64> {
+/// What h2load measured.
+#[derive(Debug, PartialEq)]
+pub struct H2load {
+    /// How many requests there were.
+    pub requests: u64,
+    /// Requests per second.
+    pub per_second: f64,
+}
+
+/// HTTP/2 requests to the server, without TLS, on `connections` with as many `streams` each at a time.
+pub fn h2load(scene: &Scene<'_>, connections: u32, streams: u32, seconds: u32) -> Result<H2load> {
     let mut command = Command::new("h2load");
     command.args([&format!("-c{connections}"), &format!("-m{streams}"), &format!("-D{seconds}"), "-t1"]);
     command.arg(format!("http://{}/", scene.target(port::HTTP2)));
     parse_h2load(&run(scene, &format!("h2load-{connections}-{streams}"), command, seconds)?)
 }
 
-fn parse_h2load(text: &str) -> Result<f64> {
+fn parse_h2load(text: &str) -> Result<H2load> {
     let requests = text.lines().find(|line| line.starts_with("requests:")).context("h2load counts no requests")?;
     ensure!(requests.contains(" 0 failed,") && requests.contains(" 0 errored,"), "h2load: {requests}");
     let codes = text.lines().find(|line| line.starts_with("status codes:")).context("h2load counts no answers")?;
     ensure!(codes.contains(" 0 3xx, 0 4xx, 0 5xx"), "h2load: {codes}");
     let rate =
         text.lines().find_map(|line| line.strip_prefix("finished in ")?.split(", ").nth(1)?.strip_suffix(" req/s"));
-    rate.context("h2load gives no rate")?.parse().context("h2load's rate is no number")
+    let done = requests.split(", ").find_map(|part| part.strip_suffix(" done")?.parse().ok());
+    Ok(H2load {
+        requests: done.context("h2load gives no number of requests")?,
+        per_second: rate.context("h2load gives no rate")?.parse().context("h2load's rate is no number")?,
+    })
 }
 
 fn micros(text: &str) -> Result<f64> {
@@ -239,7 +251,7 @@ Transfer/sec:     40.00MB
         let output = "finished in 3.00s, 52340.33 req/s, 9.43MB/s\n\
                       requests: 157021 total, 157037 started, 157021 done, 157021 succeeded, 0 failed, 0 errored, 0 timeout\n\
                       status codes: 157037 2xx, 0 3xx, 0 4xx, 0 5xx\n";
-        assert!((parse_h2load(output).unwrap() - 52_340.33).abs() < 0.01);
+        assert_eq!(parse_h2load(output).unwrap(), H2load { requests: 157_021, per_second: 52_340.33 });
         assert!(parse_h2load(&output.replace(" 0 5xx", " 7 5xx")).is_err());
         assert!(parse_h2load(&output.replace(" 0 failed", " 7 failed")).is_err());
     }

@@ -62,9 +62,8 @@ pub fn run(args: &[String]) -> Result<()> {
         Subject::Native => {
             native::measure(rounds, seconds, options.only.as_deref()).map(|report| (report.table(), report.json()))
         }
-        Subject::Http { rivals } => {
-            http::measure(rounds, seconds, rivals).map(|report| (report.table(), report.json()))
-        }
+        Subject::Http { rivals } => http::measure(rounds, seconds, rivals, options.only.as_deref())
+            .map(|report| (report.table(), report.json())),
         Subject::Tunnel => measure(&options).map(|report| (report.table(), report.json())),
     };
     leftovers::nothing_left()?;
@@ -102,8 +101,8 @@ fn parse(args: &[String]) -> Result<Options> {
         (Some(name), Some(up), Some(down)) => Some(Peer { name, up, down }),
         _ => bail!("--peer, --up and --down belong together"),
     };
-    let native = options.subject == Subject::Native;
-    ensure!(native || options.only.is_none(), "--only chooses among the rows of --native");
+    let chosen = options.subject != Subject::Tunnel;
+    ensure!(chosen || options.only.is_none(), "--only chooses among the rows of --native and --http");
     ensure!(options.subject == Subject::Tunnel || options.peer.is_none(), "--native and --http compare with no peer");
     if let Subject::Http { rivals } = &mut options.subject {
         *rivals = !alone;

@@ -9,15 +9,10 @@ use http::{Method, StatusCode, Version};
 
 /// Headers by which agents speak to applications and to one another: never an application's.
 const OURS: &str = "x-mesh-agent-";
-/// Never passed on, whether `Connection` names them or not (RFC 9110 §7.6.1).
-const HOP: [HeaderName; 6] = [
-    CONNECTION,
-    TE,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-];
+/// Never passed on, whether `Connection` names it or not (RFC 9110 §7.6.1).
+fn is_hop(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "connection" | "te" | "upgrade" | "keep-alive" | "proxy-connection" | "http2-settings")
+}
 
 /// Why a request is refused with 400: two servers could read it differently (RFC 9112 §11.2).
 pub(super) fn ambiguity(parts: &Parts) -> Option<&'static str> {
@@ -47,11 +42,15 @@ pub(super) fn ambiguity(parts: &Parts) -> Option<&'static str> {
 
 /// Removes what is not passed on. What is left of `Connection` and `Upgrade` is a wish to speak another protocol.
 pub(super) fn clean(headers: &mut HeaderMap, version: Version) {
+    if !headers.keys().any(is_hop) {
+        // `Connection` is one of them: nothing else is named either.
+        return;
+    }
     let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11 && names(headers, "upgrade"));
     let upgrade = upgrade.filter(|wanted| !carries_requests(wanted)).cloned();
     let te = headers.get(TE).and_then(|te| te.to_str().ok()).is_some_and(accepts_trailers);
     let named = named(headers);
-    let stays = |name: &HeaderName| !named.contains(name) && !HOP.contains(name);
+    let stays = |name: &HeaderName| !is_hop(name) && !named.contains(name);
     retain(headers, stays);
     if te {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -95,8 +94,9 @@ pub(super) fn retain(headers: &mut HeaderMap, stays: impl Fn(&HeaderName) -> boo
     if headers.keys().all(&stays) {
         return;
     }
+    let left = HeaderMap::with_capacity(headers.len());
     let mut last = None;
-    for (name, value) in std::mem::take(headers) {
+    for (name, value) in std::mem::replace(headers, left) {
         last = name.or(last);
         if let Some(name) = last.as_ref().filter(|name| stays(name)) {
             headers.append(name.clone(), value);
@@ -107,7 +107,10 @@ pub(super) fn retain(headers: &mut HeaderMap, stays: impl Fn(&HeaderName) -> boo
 /// The headers that `Connection` names, apart from those that have rules of their own.
 fn named(headers: &HeaderMap) -> Vec<HeaderName> {
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let names = values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+    // By far the most name nothing.
+    let options = values.flat_map(|value| value.split(',')).map(str::trim);
+    let options = options.filter(|name| !["keep-alive", "close"].iter().any(|own| name.eq_ignore_ascii_case(own)));
+    let names = options.filter_map(|name| name.parse().ok());
     // Without their framing and their host messages would be others.
     names.filter(|name| ![TE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name)).collect()
 }

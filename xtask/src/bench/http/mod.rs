@@ -5,14 +5,14 @@ mod certificates;
 mod rivals;
 mod stage;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::comparison::{Comparison, Report, Row};
 use super::{busy, rows::Bar};
 use stage::Stage;
 
 /// Every row. Same-node and HTTP/2 rows are ours alone.
-static ROWS: [Row; 13] = [
+static ROWS: [Row; 14] = [
     Row::new("http_1_p50_us", "keep-alive, 1 conn, p50", "us", Bar::AtMost(6.0)),
     Row::new("http_1_p99_us", "keep-alive, 1 conn, p99", "us", Bar::None),
     Row::new("http_16_per_s", "keep-alive, 16 conns, rate", "1/s", Bar::AtLeast(0.18)),
@@ -22,16 +22,19 @@ static ROWS: [Row; 13] = [
     Row::new("connect_16_per_s", "a connection per request, 16 clients, rate", "1/s", Bar::AtLeast(0.28)),
     Row::new("h2_16_per_s", "HTTP/2, 16 conns of 1 stream, rate", "1/s", Bar::None),
     Row::new("h2_1_per_s", "HTTP/2, 1 conn of 16 streams, rate", "1/s", Bar::None),
+    Row::new("h2_cpu_us_per_request", "CPU per request, both proxies, 1 conn of 16 streams", "us", Bar::None),
     Row::new("near_1_p50_us", "same node, keep-alive, 1 conn, p50", "us", Bar::None),
     Row::new("near_16_per_s", "same node, keep-alive, 16 conns, rate", "1/s", Bar::None),
     Row::new("rss_idle_mib", "RSS before, bigger proxy", "MiB", Bar::None),
     Row::new("rss_after_mib", "RSS after, bigger proxy", "MiB", Bar::None),
 ];
 
-/// Measures the http lane and, if wanted, the other proxies.
-pub fn measure(rounds: usize, seconds: u32, with_rivals: bool) -> Result<Report> {
+/// Measures the http lane and, if wanted, the other proxies; with `only`, what every proxy has (`http`) or what is ours
+/// alone (`own`).
+pub fn measure(rounds: usize, seconds: u32, with_rivals: bool, only: Option<&str>) -> Result<Report> {
+    ensure!(matches!(only, None | Some("http" | "own")), "--only is `http` or `own`");
     let mut remarks = busy();
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(only)?;
     if with_rivals {
         remarks.extend(stage.add_rivals()?);
     }

@@ -32,6 +32,8 @@ pub struct Stage {
     far: Target,
     near: Target,
     mesh: Mesh,
+    /// What is to be measured: HTTP/1.1 from node to node, and the rest.
+    wanted: (bool, bool),
 }
 
 /// A server pod and the Service before it.
@@ -42,7 +44,7 @@ struct Target {
 
 impl Stage {
     /// Pods, servers, routes and rules; no agent.
-    pub fn new() -> Result<Self> {
+    pub fn new(only: Option<&str>) -> Result<Self> {
         let mut mesh = Mesh::new()?;
         mesh.objects().put_namespace("bench", true)?;
         let client = mesh.pod(Side::A, "bench/client")?;
@@ -61,7 +63,8 @@ impl Stage {
             servers.push(apps::nginx(&target.pod, port::HTTP, &body)?);
             servers.push(apps::nginx_http2(&target.pod, port::HTTP2, &body)?);
         }
-        Ok(Self { _servers: servers, rivals: Vec::new(), client, far, near, mesh })
+        let wanted = (only.is_none_or(|only| only == "http"), only != Some("http"));
+        Ok(Self { _servers: servers, rivals: Vec::new(), client, far, near, mesh, wanted })
     }
 
     /// Puts the other proxies between client and server; says which are not on this machine.
@@ -98,13 +101,11 @@ impl Stage {
     fn direct(&self, seconds: u32) -> Result<Sheet> {
         nothing_attached(&self.mesh, &[&self.client, &self.far.pod, &self.near.pod])?;
         let scene = |target: &Target| Scene::new(&self.client, target.pod.ip(), BTreeMap::new());
-        let mut sheet = far_rows(&scene(&self.far), seconds)?;
-        sheet.extend(our_rows(&scene(&self.far), &scene(&self.near), seconds)?);
-        Ok(sheet)
+        rows(self.wanted, &scene(&self.far), &scene(&self.near), seconds)
     }
 
     fn meshed(&mut self, seconds: u32) -> Result<Sheet> {
-        let Self { client, far, near, mesh, .. } = self;
+        let Self { client, far, near, mesh, wanted, .. } = self;
         with_agents(mesh, &[client, &far.pod, &near.pod], ("lane", "http"), |proxies| {
             let scene = |target: &Target| {
                 let by_service = [port::HTTP, port::HTTP2].map(|port| (port, SocketAddr::new(target.vip, port)));
@@ -112,8 +113,7 @@ impl Stage {
             };
             let (far, near) = (scene(far), scene(near));
             let mut sheet = Sheet::from([("rss_idle_mib", biggest_rss_mib(&far)?)]);
-            sheet.extend(far_rows(&far, seconds)?);
-            sheet.extend(our_rows(&far, &near, seconds)?);
+            sheet.extend(rows(*wanted, &far, &near, seconds)?);
             sheet.insert("rss_after_mib", biggest_rss_mib(&far)?);
             Ok(sheet)
         })
@@ -129,6 +129,15 @@ impl Stage {
         sheet.insert("rss_after_mib", biggest_rss_mib(&scene)?);
         Ok(sheet)
     }
+}
+
+/// What is wanted.
+fn rows((http, rest): (bool, bool), far: &Scene<'_>, near: &Scene<'_>, seconds: u32) -> Result<Sheet> {
+    let mut sheet = if http { far_rows(far, seconds)? } else { Sheet::new() };
+    if rest {
+        sheet.extend(our_rows(far, near, seconds)?);
+    }
+    Ok(sheet)
 }
 
 /// HTTP/1.1 from node to node.
@@ -155,12 +164,19 @@ fn far_rows(scene: &Scene<'_>, seconds: u32) -> Result<Sheet> {
 
 /// HTTP/2 from node to node, and HTTP/1.1 within a node.
 fn our_rows(far: &Scene<'_>, near: &Scene<'_>, seconds: u32) -> Result<Sheet> {
-    Ok(Sheet::from([
-        ("h2_16_per_s", h2load(far, 16, 1, seconds)?),
-        ("h2_1_per_s", h2load(far, 1, 16, seconds)?),
+    let before = far.cpu()?;
+    let one = h2load(far, 1, 16, seconds)?;
+    let used = (far.cpu()? - before).as_secs_f64() * 1e6;
+    let mut sheet = Sheet::from([
+        ("h2_16_per_s", h2load(far, 16, 1, seconds)?.per_second),
+        ("h2_1_per_s", one.per_second),
         ("near_1_p50_us", wrk(near, 1, 1, seconds, false)?.p50_us),
         ("near_16_per_s", wrk(near, 1, 16, seconds, false)?.per_second),
-    ]))
+    ]);
+    if !far.proxies.is_empty() {
+        sheet.insert("h2_cpu_us_per_request", used / one.requests as f64);
+    }
+    Ok(sheet)
 }
 
 /// A Service for the pods labelled `name`, and a route for its requests.
