@@ -37,6 +37,17 @@ where
     }
 }
 
+/// [`fuzz`] with what is made of a corpus: first each of it as it is.
+///
+/// # Panics
+/// As [`fuzz`].
+pub(crate) fn fuzz_bytes(corpus: Vec<Vec<u8>>, check: impl Fn(Vec<u8>) -> Result<(), TestCaseError>) {
+    for bytes in &corpus {
+        check(bytes.clone()).unwrap_or_else(|error| panic!("{}: {error}", bytes.escape_ascii()));
+    }
+    fuzz(&mutations(corpus), check);
+}
+
 fn time() -> Duration {
     let given = std::env::var(SECONDS).ok().and_then(|seconds| seconds.parse().ok());
     let long = std::env::var_os(LONG).map_or(SHORT_SECONDS, |_| LONG_SECONDS);
