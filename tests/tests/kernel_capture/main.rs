@@ -274,6 +274,9 @@ fn what_was_enrolled_is_as_before_after_release() -> Result<()> {
         let rules = || -> Result<String> {
             pod.netns().run(|| std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept"))?.map_err(Into::into)
         };
+        assert_eq!(rules()?.trim(), "0", "nothing was delivered yet");
+        let client = SocketAddr::new(other.ip(), 0);
+        drop(enrolled.socket(SocketAddr::new(pod.ip(), 8080), SocketUse::Delivery { client })?);
         assert_eq!(rules()?.trim(), "1");
         drop(sockets);
         bench.kernel.release(pod.name()).context("was enrolled")?;

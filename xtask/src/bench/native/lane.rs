@@ -35,7 +35,8 @@ pub struct Stage {
     server: Arc<Workload>,
     mesh: Mesh,
     rss: Option<(u64, u64)>,
-    /// What the names of the rows to measure begin with: empty for all of them.
+    /// What the names of the rows to measure begin with, one of these: empty for all of them. The rows of a service are
+    /// compared with those of a pod's address.
     only: String,
 }
 
@@ -132,7 +133,7 @@ impl Stage {
 
     /// Whether a row, or rows whose names begin like this, are to be measured.
     fn wants(&self, row: &str) -> bool {
-        row.starts_with(&self.only) || self.only.starts_with(row)
+        self.only.split(',').any(|only| row.starts_with(only) || only.starts_with(row))
     }
 
     /// The agent's processor time while 30 s of data go by, and its memory before and after a round.

@@ -28,7 +28,8 @@ static SIZE: [Row; 2] = [
     Row::new("connect_service_p50_us", "connect() to a service's address, p50", "us", Bar::AtMost(1.2)),
 ];
 
-/// Measures both comparisons; with `only`, the rows of the first whose names begin like that.
+/// Measures both comparisons; with `only`, the rows of the first whose names begin with
+/// one of its words, between commas.
 pub fn measure(rounds: usize, seconds: u32, only: Option<&str>) -> Result<Report> {
     let remarks = busy();
     let mut facts = Vec::new();
