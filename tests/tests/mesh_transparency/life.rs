@@ -18,14 +18,7 @@ const NOBODY: &str =
 fn open_connections_outlive_what_does_not_concern_them() -> Result<()> {
     scenario(|mesh| {
         let world = World::new(mesh)?;
-        let held: Vec<(Ends<'_>, TcpStream)> = LANES
-            .iter()
-            .map(|lane| {
-                let ends = world.way(*lane)?.open(0)?;
-                let server = ends.accept()?;
-                Ok((ends, server))
-            })
-            .collect::<Result<_>>()?;
+        let held = world.connections(&LANES)?;
         go_on(&held, "before anything has changed")?;
         for namespace in ["shop", "ruled"] {
             mesh.objects().put_policy(namespace, "not-nobody", NOBODY)?;

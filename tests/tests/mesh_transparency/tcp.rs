@@ -111,14 +111,7 @@ fn streams_are_what_they_are_without_the_mesh() -> Result<()> {
     scenario(|mesh| {
         let world = World::new(mesh)?;
         // Opened first and used last: nothing may have ended them meanwhile.
-        let idle: Vec<(Ends<'_>, TcpStream)> = STREAMS
-            .iter()
-            .map(|lane| {
-                let ends = world.way(*lane)?.open(0)?;
-                let server = ends.accept()?;
-                Ok((ends, server))
-            })
-            .collect::<Result<_>>()?;
+        let idle = world.connections(STREAMS)?;
         world.same(STREAMS, &[0, 1], CASES.iter().copied())?;
         every_way_to_connect(&world)?;
         crate::tls::server_names_are_seen_and_certificates_are_the_servers_own(&world)?;

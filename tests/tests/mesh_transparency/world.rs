@@ -115,6 +115,16 @@ impl World {
         self.ways.iter().find(|way| way.lane == lane).with_context(|| format!("no way {lane:?}"))
     }
 
+    /// A connection by each of `lanes`, with both its ends.
+    pub fn connections(&self, lanes: &[Lane]) -> Result<Vec<(Ends<'_>, TcpStream)>> {
+        let open = |lane: &Lane| {
+            let ends = self.way(*lane)?.open(0)?;
+            let server = ends.accept()?;
+            Ok((ends, server))
+        };
+        lanes.iter().map(open).collect()
+    }
+
     /// Runs each case direct and on each lane, by each family; every difference is told at the end.
     pub fn same<'a, F>(
         &self,
