@@ -35,7 +35,9 @@ pub(super) trait Side {
     /// Takes `count` bytes off the front of [`Self::filled`].
     fn consume(&mut self, count: usize);
 
-    /// The scratch buffer is about to be used by others: keeps what is not consumed.
+    /// The scratch buffer is about to be used by others: keeps what is not consumed. To be called by whoever has
+    /// called [`Self::poll_fill`] and lets go of the buffer, also where [`Self::filled`] is empty: a tunnel may have
+    /// opened the next frame already.
     fn keep(&mut self, scratch: &[u8]);
 
     /// Takes a prefix of `data` (not empty) and returns its length, at least 1.

@@ -54,9 +54,3 @@ mod message;
 mod tcp;
 mod tls;
 mod world;
-
-/// Known and open: on an idle machine what follows the first 40 KiB or so of one message to the other agent's http lane
-/// sometimes stalls for as long as nothing else comes. In long runs only, where they fail, until that is mended.
-fn is_known_to_stall(case: &str) -> bool {
-    mesh_tests::scale::pick(true, false) && ["a long body each way", "metadata of 60 KiB"].contains(&case)
-}

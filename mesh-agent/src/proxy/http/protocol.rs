@@ -90,6 +90,8 @@ pub(in crate::proxy) async fn first_bytes(
         let mut scratch = scratch.borrow_mut();
         loop {
             if let Some(spoken) = spoken(&read).filter(|_| !read.is_empty()) {
+                // A tunnel may have opened more than the frame whose bytes these are.
+                client.keep(&scratch);
                 return Poll::Ready(Ok(spoken));
             }
             match client.poll_fill(cx, &mut scratch) {

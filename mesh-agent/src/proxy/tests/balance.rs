@@ -80,13 +80,14 @@ async fn get_owned(client: h2::client::SendRequest<bytes::Bytes>) -> StatusCode 
 async fn a_slow_endpoint_gets_few_of_the_requests() {
     let mesh = Mesh::new();
     let web = mesh.pod(&mesh.a, "web");
-    let (apps, vip) = three(&mesh, [2, 2, 60], [200; 3], Traffic::default());
+    // Slower by more than a busy machine makes the others now and then.
+    let (apps, vip) = three(&mesh, [0, 0, 500], [200; 3], Traffic::default());
     let client = client(web.connect(vip).await).await;
-    for _ in 0..150 {
+    for _ in 0..100 {
         get(&client, "x", "y").await;
     }
     let served: Vec<usize> = apps.iter().map(|(_, app)| app.served()).collect();
-    assert!(served[2] < 15 && served[0] > 20 && served[1] > 20, "{served:?}");
+    assert!(served[2] < 10, "of 33 in turn: {served:?}");
 }
 
 #[tokio::test]

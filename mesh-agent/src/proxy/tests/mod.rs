@@ -8,6 +8,7 @@ mod limits;
 mod load;
 mod policy;
 mod raw;
+mod raw_client;
 pub(super) mod recorder;
 mod requests;
 mod rig;

@@ -1,22 +1,19 @@
 //! `mesh-raw/1` byte by byte, as its documentation says it and not as the code writes it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 
-use super::rig::{Mesh, Pod, RAW, accounts, fresh_ip, is_reset, soon, workload};
-use crate::model::workload::Captured;
-use crate::proxy::TUNNEL_PORT;
+use super::rig::{Mesh, Pod, accounts, is_reset, soon};
 use crate::tls::Tls;
 
-const REPLY_OK: [u8; 5] = [2, 0, 0, 1, 0];
-const END: [u8; 4] = [4, 0, 0, 0];
-const RESET: [u8; 4] = [5, 0, 0, 0];
-const DONE: [u8; 4] = [6, 0, 0, 0];
+pub(super) const REPLY_OK: [u8; 5] = [2, 0, 0, 1, 0];
+pub(super) const END: [u8; 4] = [4, 0, 0, 0];
+pub(super) const RESET: [u8; 4] = [5, 0, 0, 0];
+pub(super) const DONE: [u8; 4] = [6, 0, 0, 0];
 
-fn request(target: SocketAddr) -> Vec<u8> {
+pub(super) fn request(target: SocketAddr) -> Vec<u8> {
     let SocketAddr::V4(target) = target else { panic!("IPv4 in these tests") };
     let mut frame = vec![1, 0, 0, 8, 1, 4];
     frame.extend(target.port().to_be_bytes());
@@ -24,10 +21,9 @@ fn request(target: SocketAddr) -> Vec<u8> {
     frame
 }
 
-fn data(bytes: &[u8]) -> Vec<u8> {
-    let mut frame = vec![3, 0, 0, u8::try_from(bytes.len()).unwrap()];
-    frame.extend(bytes);
-    frame
+pub(super) fn data(bytes: &[u8]) -> Vec<u8> {
+    let [_, length @ ..] = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+    [&[3], &length[..], bytes].concat()
 }
 
 /// A session that is not one of our agents', from `web`'s address.
@@ -40,13 +36,13 @@ async fn session(mesh: &Mesh, web: &Pod, to: SocketAddr) -> impl AsyncRead + Asy
     soon(tls.connect(io, &own, &expected, &[b"mesh-raw/1"])).await.unwrap().0
 }
 
-async fn expect(io: &mut (impl AsyncRead + Unpin), expected: &[u8]) {
+pub(super) async fn expect(io: &mut (impl AsyncRead + Unpin), expected: &[u8]) {
     let mut read = vec![0; expected.len()];
     soon(io.read_exact(&mut read)).await.unwrap();
     assert_eq!(read, expected);
 }
 
-async fn put(io: &mut (impl AsyncWrite + Unpin), frames: &[&[u8]]) {
+pub(super) async fn put(io: &mut (impl AsyncWrite + Unpin), frames: &[&[u8]]) {
     io.write_all(&frames.concat()).await.unwrap();
     io.flush().await.unwrap();
 }
@@ -71,6 +67,23 @@ async fn a_client_is_served_one_tunnel_after_the_other() {
     }
     let lines = mesh.b.log.wait(3).await;
     assert!(lines.iter().all(|line| line["outcome"] == "ok" && line["bytes_sent"] == 8), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn frames_behind_the_one_that_tells_the_protocol_are_not_lost() {
+    let mesh = Mesh::new();
+    let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+    let app = cart.listen();
+    mesh.policy(super::http::no_admin());
+    let mut peer = session(&mesh, &web, cart.tunnel()).await;
+    put(&mut peer, &[&request(app.local_addr().unwrap())]).await;
+    expect(&mut peer, &REPLY_OK).await;
+    let (mut server, _) = soon(app.accept()).await.unwrap();
+    let body: Vec<u8> = (0..60_000).map(|n: u32| n.to_le_bytes()[0]).collect();
+    let head = format!("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: {}\r\n\r\n", body.len());
+    put(&mut peer, &[&data(head.as_bytes()), &data(&body)]).await;
+    soon(super::http::read_head(&mut server)).await.unwrap();
+    expect(&mut server, &body).await;
 }
 
 #[tokio::test]
@@ -180,196 +193,6 @@ async fn a_reset_by_the_application_costs_the_tunnel_and_not_the_connection() {
     expect(&mut peer, &DONE).await;
     put(&mut peer, &[&request(app.local_addr().unwrap())]).await;
     expect(&mut peer, &REPLY_OK).await;
-}
-
-/// A pod whose agent is this test.
-struct Scripted {
-    listener: TcpListener,
-    tls: Tls,
-    addr: SocketAddr,
-}
-
-impl Scripted {
-    async fn new(mesh: &Mesh) -> Self {
-        let ip = fresh_ip();
-        let listener = TcpListener::bind((ip, TUNNEL_PORT)).await.unwrap();
-        let mut cart = workload("cart", "uid-scripted".into(), "b", ip);
-        cart.captured = Some(Captured { generation: 1, wire: RAW.iter().map(|alpn| (*alpn).into()).collect() });
-        mesh.change(|parts| parts.workloads.push(Arc::new(cart)));
-        let tls = Tls::new(mesh.ca.store(&accounts().each_ref()));
-        Self { listener, tls, addr: SocketAddr::new(ip, 80) }
-    }
-
-    async fn accept(&self) -> crate::tls::ServerStream<TcpStream> {
-        let (io, _) = soon(self.listener.accept()).await.unwrap();
-        soon(self.tls.accept(io, &accounts()[1], &[b"mesh-raw/1"])).await.unwrap().0
-    }
-
-    /// Reads the next request and checks it byte by byte, but for the random trace.
-    async fn request(&self, io: &mut (impl AsyncRead + Unpin)) {
-        let expected = request(self.addr);
-        let mut frame = vec![0; expected.len() + 27];
-        soon(io.read_exact(&mut frame)).await.unwrap();
-        assert_eq!(frame[..4], [1, 0, 0, 35]);
-        assert_eq!(frame[4..expected.len()], expected[4..]);
-        assert_eq!((frame[expected.len()..][..2].to_vec(), frame.last()), (vec![1, 25], Some(&0)));
-    }
-}
-
-#[tokio::test]
-async fn an_idle_connection_carries_the_next_tunnel_and_a_dead_one_does_not() {
-    let mesh = Mesh::new();
-    let web = mesh.pod(&mesh.a, "web");
-    let cart = Scripted::new(&mesh).await;
-    let mut kept = None;
-    for count in 1..=2 {
-        let mut client = web.connect(cart.addr).await;
-        let mut io = match kept.take() {
-            Some(io) => io,
-            None => cart.accept().await,
-        };
-        cart.request(&mut io).await;
-        put(&mut io, &[&REPLY_OK, &data(b"hi"), &END]).await;
-        let mut text = String::new();
-        soon(client.read_to_string(&mut text)).await.unwrap();
-        assert_eq!(text, "hi");
-        drop(client);
-        expect(&mut io, &END).await;
-        put(&mut io, &[&DONE]).await;
-        mesh.a.log.wait(count).await;
-        kept = Some(io);
-    }
-    drop(kept);
-    let _client = web.connect(cart.addr).await;
-    let mut io = cart.accept().await;
-    cart.request(&mut io).await;
-}
-
-#[tokio::test]
-async fn after_one_idle_connection_that_was_closed_no_other_is_tried() {
-    let mesh = Mesh::new();
-    let web = mesh.pod(&mesh.a, "web");
-    let cart = Scripted::new(&mesh).await;
-    let mut open = Vec::new();
-    for _ in 0..3 {
-        let client = web.connect(cart.addr).await;
-        let mut io = cart.accept().await;
-        cart.request(&mut io).await;
-        put(&mut io, &[&REPLY_OK]).await;
-        open.push((client, io));
-    }
-    let mut idle = Vec::new();
-    for (count, (client, mut io)) in (1..).zip(open) {
-        drop(client);
-        expect(&mut io, &END).await;
-        put(&mut io, &[&END, &DONE]).await;
-        mesh.a.log.wait(count).await;
-        idle.push(io);
-    }
-    let _client = web.connect(cart.addr).await;
-    // The one that came back last is used first. Its server drains, and has not come to the others yet.
-    let mut last = idle.pop().unwrap();
-    cart.request(&mut last).await;
-    drop(last);
-    let mut fresh = cart.accept().await;
-    cart.request(&mut fresh).await;
-}
-
-#[tokio::test]
-async fn a_connection_whose_server_is_not_done_is_not_used_again() {
-    let mesh = Mesh::new();
-    let web = mesh.pod(&mesh.a, "web");
-    let cart = Scripted::new(&mesh).await;
-    let client = web.connect(cart.addr).await;
-    let mut busy = cart.accept().await;
-    cart.request(&mut busy).await;
-    put(&mut busy, &[&REPLY_OK, &END]).await;
-    drop(client);
-    expect(&mut busy, &END).await;
-    assert_eq!(mesh.a.log.only().await["outcome"], "ok");
-    // Its application still swallows what was sent: the next connection gets a tunnel of its own.
-    let _client = web.connect(cart.addr).await;
-    let mut other = cart.accept().await;
-    cart.request(&mut other).await;
-}
-
-#[tokio::test]
-async fn a_tunnel_that_was_reset_leaves_its_connection_to_the_next() {
-    let mesh = Mesh::new();
-    let web = mesh.pod(&mesh.a, "web");
-    let cart = Scripted::new(&mesh).await;
-    let client = web.connect(cart.addr).await;
-    let mut io = cart.accept().await;
-    cart.request(&mut io).await;
-    put(&mut io, &[&REPLY_OK]).await;
-    client.set_zero_linger().unwrap();
-    drop(client);
-    expect(&mut io, &RESET).await;
-    put(&mut io, &[&data(b"too late"), &RESET, &DONE]).await;
-    let mut client = web.connect(cart.addr).await;
-    cart.request(&mut io).await;
-    // This time it is the server's application.
-    put(&mut io, &[&REPLY_OK, &RESET]).await;
-    is_reset(&mut client).await;
-    expect(&mut io, &RESET).await;
-    put(&mut io, &[&DONE]).await;
-    let _client = web.connect(cart.addr).await;
-    cart.request(&mut io).await;
-}
-
-#[tokio::test]
-async fn a_peer_that_does_not_agree_to_a_reset_loses_the_connection() {
-    let mesh = Mesh::new();
-    let web = mesh.pod(&mesh.a, "web");
-    let cart = Scripted::new(&mesh).await;
-    let client = web.connect(cart.addr).await;
-    let mut io = cart.accept().await;
-    cart.request(&mut io).await;
-    put(&mut io, &[&REPLY_OK]).await;
-    client.set_zero_linger().unwrap();
-    drop(client);
-    expect(&mut io, &RESET).await;
-    let read = soon(io.read(&mut [0])).await;
-    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-}
-
-#[tokio::test]
-async fn whatever_is_not_an_end_is_a_reset_at_the_client() {
-    for (name, frames, outcome) in [
-        ("cut", data(b"half an ans"), "tunnel_failed"),
-        ("reset", [&data(b"half an ans")[..], &RESET].concat(), "app_reset"),
-        ("nonsense", [&data(b"half an ans")[..], &REPLY_OK].concat(), "tunnel_failed"),
-    ] {
-        let mesh = Mesh::new();
-        let web = mesh.pod(&mesh.a, "web");
-        let cart = Scripted::new(&mesh).await;
-        let mut client = web.connect(cart.addr).await;
-        let mut io = cart.accept().await;
-        cart.request(&mut io).await;
-        put(&mut io, &[&REPLY_OK, &frames]).await;
-        let mut half = [0; 11];
-        soon(client.read_exact(&mut half)).await.unwrap();
-        drop(io);
-        is_reset(&mut client).await;
-        let line = mesh.a.log.only().await;
-        assert_eq!(line["outcome"], outcome, "{name}: {line:#}");
-    }
-}
-
-#[tokio::test]
-async fn a_refusal_by_code_is_the_outcome_at_the_client() {
-    for (code, outcome) in [(1, "bad_target"), (2, "denied"), (4, "connect_refused"), (99, "tunnel_failed")] {
-        let mesh = Mesh::new();
-        let web = mesh.pod(&mesh.a, "web");
-        let cart = Scripted::new(&mesh).await;
-        let mut client = web.connect(cart.addr).await;
-        let mut io = cart.accept().await;
-        cart.request(&mut io).await;
-        put(&mut io, &[&[2, 0, 0, 1, code]]).await;
-        is_reset(&mut client).await;
-        let line = mesh.a.log.only().await;
-        assert_eq!(line["outcome"], outcome, "{line:#}");
-    }
 }
 
 #[tokio::test]
