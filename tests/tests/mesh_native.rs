@@ -19,6 +19,8 @@ use nix::sys::signal::Signal;
 const WITHIN: Duration = Duration::from_secs(60);
 const NOT_CLIENT: &str =
     "  action: DENY\n  rules:\n  - sources:\n    - {type: ServiceAccount, serviceAccount: {name: client}}\n";
+const AUDIT_CLIENT: &str =
+    "  action: AUDIT\n  rules:\n  - sources:\n    - {type: ServiceAccount, serviceAccount: {name: client}}\n";
 const ONLY_CLIENT: &str =
     "  action: ALLOW\n  rules:\n  - sources:\n    - {type: ServiceAccount, serviceAccount: {name: client}}\n";
 
@@ -92,7 +94,16 @@ fn a_neighbour_is_refused_by_the_rule_that_the_log_and_the_metric_name() -> Resu
             let found = other.ask("probe", to, &["--say", "x"], WITHIN)?;
             wait::holds(found["connect"] == "ConnectionRefused", || found.to_string())
         })?;
-        goes_natively(mesh, &client, to)?;
+        mesh.objects().put_policy("shop", "watch", AUDIT_CLIENT)?;
+        wait::until("what a neighbour does is audited", IN_FORCE_WITHIN, || {
+            goes_natively(mesh, &client, to)?;
+            let metrics = mesh.agent(Side::A)?.metrics(mesh.node(Side::A))?;
+            let audited = metrics.sum("mesh_audits_total", &[("policy", "shop/watch")]);
+            wait::holds(audited >= 1.0, || "nothing was".to_owned())
+        })?;
+        mesh.logged(Side::A, "the audit", |line| {
+            line["audited"][0] == "shop/watch" && line["lane"] == "native" && line["outcome"] == "ok"
+        })?;
         let line = mesh.logged(Side::A, "the denial", |line| line["outcome"] == "denied")?;
         ensure!(line["rule"] == "shop/only-client" && line["lane"] == "native", "{line}");
         ensure!(line["source"]["identity"] == "spiffe://cluster.local/ns/shop/sa/other", "{line}");

@@ -16,7 +16,7 @@ use crate::model::addr::OrigDst;
 use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
 use crate::model::workload::Workload;
-use crate::policy::{Denial, Flow, PEER_MODE, authorize};
+use crate::policy::{Denial, Flow, PEER_MODE, audited, authorize};
 use crate::snapshot::{Snapshot, SnapshotStore};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::{Lane, Reporter, Security, ServiceName};
@@ -168,6 +168,9 @@ impl Scribe {
         let mut open = Open { records, counted: Traffic::default(), missed: 0 };
         if at.started_ns < self.since_ns {
             open.inherit(&at.traffic);
+        } else if let Some(server) = server {
+            let [line, _] = &mut open.records;
+            line.audited_by(audited(&snapshot, &flow(client.as_deref(), &server, at.client, at.server), None));
         }
         open
     }
@@ -270,6 +273,12 @@ fn ending(
     Ending { outcome, rule, reason: reason.to_owned() }
 }
 
+/// What the kernel has put to its maps.
+fn flow(client: Option<&Workload>, server: &Workload, from: SocketAddr, to: SocketAddr) -> Flow {
+    let peer = client.map_or(PeerIdentity::Unknown, |client| PeerIdentity::Verified(client.identity.clone()));
+    Flow { destination: Arc::clone(&server.uid), port: to.port(), peer, source_ip: from.ip() }
+}
+
 /// Names the rule by asking the snapshot what the kernel asked its maps.
 fn denial(
     snapshot: &Snapshot,
@@ -279,11 +288,7 @@ fn denial(
     to: SocketAddr,
     place: &str,
 ) -> Ending {
-    let decided = server.map(|server| {
-        let peer = client.map_or(PeerIdentity::Unknown, |client| PeerIdentity::Verified(client.identity.clone()));
-        let flow = Flow { destination: Arc::clone(&server.uid), port: to.port(), peer, source_ip: from.ip() };
-        authorize(snapshot, flow)
-    });
+    let decided = server.map(|server| authorize(snapshot, flow(client, server, from, to)));
     let (rule, reason) = match decided {
         Some(Err(Denial { rule, reason, .. })) => (rule, format!("{reason}; refused by the kernel {place}")),
         _ => (CHANGED.into(), format!("refused by the kernel {place}, under rules that have changed since")),

@@ -22,7 +22,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,8 @@ struct Remembered {
     /// Round robin: whose turn it is, for clients of IPv4 and of IPv6, which have endpoints of their own.
     turns: [AtomicUsize; 2],
     budget: Mutex<Budget>,
+    /// The last connection whose protocol was looked at had requests.
+    had_requests: AtomicBool,
 }
 
 /// By what an endpoint is chosen.
@@ -285,6 +287,21 @@ impl Balancer {
     pub fn may_retry(&self, service: &ServiceRef, budget: &RetryBudget) -> bool {
         let since_born = self.born.elapsed();
         lock(&self.remembered(service).budget).retry(budget, since_born)
+    }
+
+    /// Whether the last connection to `service` whose protocol was looked at had requests: then so will the next one,
+    /// and there is an endpoint to choose for each of them.
+    #[must_use]
+    pub fn had_requests(&self, service: &ServiceRef) -> bool {
+        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
+        services.get(service).is_some_and(|remembered| remembered.had_requests.load(Relaxed))
+    }
+
+    /// A connection to `service` whose protocol was looked at has requests, or has none.
+    pub fn has_requests(&self, service: &ServiceRef, has: bool) {
+        if self.had_requests(service) != has {
+            self.remembered(service).had_requests.store(has, Relaxed);
+        }
     }
 
     /// Forgets what concerns endpoints, Services and rules that are no longer there. To be called with each new

@@ -22,6 +22,10 @@ pub struct HttpArgs {
     /// The same for all requests of a pod at once.
     #[arg(long, env = "MESH_REPLAY_BYTES_PER_POD", default_value_t = of(|limits| limits.replay_bytes_per_pod))]
     replay_bytes_per_pod: String,
+    /// Name the AuthorizationPolicy that denies a request in its answer (`x-mesh-agent-policy`). The log names it
+    /// always; clients of other teams need not know which rules there are.
+    #[arg(long, env = "MESH_TELL_POLICY")]
+    tell_policy: bool,
 }
 
 /// The default of one of them, as text.
@@ -45,6 +49,7 @@ impl HttpArgs {
             head_bytes,
             streams: u32::try_from(streams).unwrap_or(u32::MAX),
             requests_per_pod: number("--max-requests-per-pod", &self.max_requests_per_pod, 1..=10_000_000),
+            tell_policy: self.tell_policy,
             replay_bytes: number("--replay-bytes", &self.replay_bytes, 0..=64 << 20),
             replay_bytes_per_pod: number("--replay-bytes-per-pod", &self.replay_bytes_per_pod, 0..=4 << 30),
         }
@@ -72,7 +77,8 @@ mod tests {
     fn nothing_given_is_the_defaults_and_mistakes_are_named() {
         assert_eq!(check(&[]), (HttpLimits::default(), vec![]));
         let (limits, errors) = check(&["--max-streams", "5", "--max-head-bytes", "10", "--replay-bytes", "64k"]);
-        assert_eq!((limits.streams, errors.len()), (5, 2), "{errors:?}");
+        assert_eq!((limits.streams, limits.tell_policy, errors.len()), (5, false, 2), "{errors:?}");
+        assert!(check(&["--tell-policy"]).0.tell_policy);
         assert!(errors[0].starts_with("--max-head-bytes `10`: not a number within 8192-"), "{errors:?}");
     }
 }

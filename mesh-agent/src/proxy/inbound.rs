@@ -23,7 +23,7 @@ use super::{connect, hbone, http, raw, serve};
 use crate::model::identity::PeerIdentity;
 use crate::model::outcome::Outcome;
 use crate::model::workload::Workload;
-use crate::policy::{Flow, Permit, Requests, authorize_delivery};
+use crate::policy::{Flow, Permit, Requests, audited, authorize_delivery};
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::{Lane, Reporter};
 use crate::telemetry::record::{ConnectionRecord, Ending, Party};
@@ -181,6 +181,7 @@ pub(super) async fn deliver(
         source_ip: client.addr.ip(),
     };
     // The lane is chosen again here, whatever the client's node has made of the connection (design §1).
+    record.audited_by(audited(&snapshot, &flow, None));
     let (permit, requests) = authorize_delivery(&snapshot, flow)?;
     record.rule = permit.rule().map(Arc::clone);
     // In the same turn as the decision: no newer snapshot can slip in between unseen.

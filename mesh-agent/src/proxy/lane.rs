@@ -2,6 +2,7 @@
 
 use crate::balance::Balancer;
 use crate::model::addr::{OrigDst, Scope};
+use crate::model::route::ServiceRef;
 use crate::model::service::AppProtocol;
 use crate::model::workload::Workload;
 use crate::route::l4::{self, L4Step};
@@ -17,8 +18,8 @@ pub(super) enum Lane {
     Opaque(Goal),
     /// Its requests are read.
     Http,
-    /// Its requests are read if it has any: its first bytes tell.
-    Detect(Goal),
+    /// Its requests are read if it has any: its first bytes tell. With the Service port that was dialled.
+    Detect(Goal, ServiceRef),
 }
 
 /// The lane of a connection of `source`'s to `dialled`. Routes (GEP-1294) and policies concern those who dial a
@@ -48,7 +49,7 @@ pub(super) fn outbound(
     }
     Ok(match service.protocol() {
         AppProtocol::Http | AppProtocol::Http2 => Lane::Http,
-        AppProtocol::Unknown => Lane::Detect(as_dialled),
+        AppProtocol::Unknown => Lane::Detect(as_dialled, service.reference()),
         // A route without `parentRefs[].port` attaches to every port of the Service, those of databases too.
         AppProtocol::Opaque => Lane::Opaque(as_dialled),
     })

@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 
 use super::copy::both_ways;
 use super::failure::Failure;
-use super::http::outbound::Start;
 use super::http::prefixed::Prefixed;
+use super::http::{self, outbound::Start};
 use super::lane::{self, Lane};
 use super::recheck::{Live, Standing};
 use super::target::{Candidates, Goal, Target};
@@ -48,24 +48,34 @@ pub(super) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream
             return record.record(failure.ending());
         }
     };
-    let opened = match &begun.lane {
-        Lane::Http => None,
+    let mut client = TcpSide::new(stream, "client");
+    let mut read = Vec::new();
+    let begins = match &begun.lane {
+        Lane::Http => Ok(true),
+        Lane::Detect(_, service) => http::outbound::begins_as_others(worker, service, &mut client, &mut read).await,
+        Lane::Opaque(_) => Ok(false),
+    };
+    let opened = match (&begun.lane, begins) {
         // Boxed: a connection that is copying does not keep the room that its setting up needed.
-        Lane::Opaque(goal) | Lane::Detect(goal) => {
+        (Lane::Opaque(goal) | Lane::Detect(goal, _), Ok(false)) => {
             Some(Box::pin(establish(worker, pod, &begun, goal, peer, &live, &mut record)).await)
         }
+        (_, Ok(_)) => None,
+        (_, Err(failure)) => Some(Err(failure)),
     };
-    let client = Prefixed::new(Bytes::new(), TcpSide::new(stream, "client"));
-    match (begun.lane, opened) {
-        (Lane::Opaque(_), Some(Ok(opened))) => opaque(worker, client, opened, live, record).await,
+    let Begun { source, dialled, lane } = begun;
+    match (lane, opened) {
+        (Lane::Opaque(_), Some(Ok(opened))) => {
+            opaque(worker, Prefixed::new(Bytes::new(), client), opened, live, record).await;
+        }
         (Lane::Opaque(_), Some(Err(failure))) => {
-            client.into_inner().reset();
+            client.reset();
             record.record(failure.ending());
         }
-        (_, opened) => {
-            let pod = Arc::clone(pod);
-            let start = Start { pod, source: begun.source, dialled: begun.dialled, peer, opened };
-            Box::pin(start.serve(worker, client.into_inner(), live, record)).await;
+        (lane, opened) => {
+            let detected = if let Lane::Detect(_, service) = lane { Some(service) } else { None };
+            let start = Start { pod: Arc::clone(pod), source, dialled, peer, opened, detected, read };
+            Box::pin(start.serve(worker, client, live, record)).await;
         }
     }
 }

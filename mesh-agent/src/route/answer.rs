@@ -9,6 +9,8 @@ use super::RequestView;
 
 /// The header that says why the mesh answered.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-mesh-agent-reason");
+/// Names the policy that denies, where the operator wants clients to know.
+pub const POLICY_HEADER: HeaderName = HeaderName::from_static("x-mesh-agent-policy");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 

@@ -21,7 +21,7 @@ use http::HeaderMap;
 use http::header::{HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 
-pub use self::answer::{Answer, AnswerReason};
+pub use self::answer::{Answer, AnswerReason, POLICY_HEADER};
 pub(crate) use self::redirect::host_of;
 use crate::model::route::{Backend, Filter, PortRoutes, Rule, Scheme, ServiceRef, Target};
 

@@ -65,6 +65,9 @@ pub struct Line<'a> {
     /// The policy that decided, `namespace/name`; absent when none selects the workload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<&'a str>,
+    /// The AUDIT policies that matched.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub audited: &'a [Arc<str>],
     /// How it ended: a word of the outcome metric.
     pub outcome: &'static str,
     /// One sentence on why, where the outcome alone does not say it.
@@ -232,6 +235,7 @@ mod tests {
             lane: Lane::Tunnel,
             security: Security::MutualTls,
             rule: None,
+            audited: &[],
             outcome: "ok",
             reason,
             bytes_sent: 1,

@@ -27,6 +27,11 @@ struct ByWire {
     wire: Wire,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByAudit {
+    policy: Arc<str>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByPolicy {
     policy: Arc<str>,
@@ -83,6 +88,7 @@ pub struct Metrics {
     handshake: PerReporter<Histogram>,
     tunnels: Family<ByWire, Gauge>,
     denials: Family<ByPolicy, Counter>,
+    audits: Family<ByAudit, Counter>,
     shed: Family<ByReason, Counter>,
     refused_requests: Family<ByReason, Counter>,
     answers: Family<ByAnswer, Counter>,
@@ -105,6 +111,7 @@ impl Metrics {
             handshake: per_reporter(&handshake),
             tunnels: Family::default(),
             denials: Family::default(),
+            audits: Family::default(),
             shed: Family::default(),
             refused_requests: Family::default(),
             answers: Family::default(),
@@ -120,6 +127,8 @@ impl Metrics {
         registry.register_with_unit("mesh_handshake_duration", help, Unit::Seconds, handshake);
         registry.register("mesh_tunnels_open", "TLS connections between agents", metrics.tunnels.clone());
         registry.register("mesh_denials", "Connections that a policy refused or ended", metrics.denials.clone());
+        let help = "Connections and requests that a policy with the action AUDIT matched";
+        registry.register("mesh_audits", help, metrics.audits.clone());
         let help = "Connections reset on accept because a limit was reached";
         registry.register("mesh_connections_shed", help, metrics.shed.clone());
         let help = "Tunnel requests that were not for the pod they came in by, or not requests at all";
@@ -163,6 +172,11 @@ impl Metrics {
     pub fn denied(&self, policy: &Arc<str>, outcome: Outcome) {
         let labels = ByPolicy { policy: Arc::clone(policy), outcome: outcome.as_str() };
         self.denials.get_or_create_owned(&labels).inc();
+    }
+
+    /// Counts a connection or request that `policy`, an AUDIT, matched.
+    pub fn audited(&self, policy: &Arc<str>) {
+        self.audits.get_or_create_owned(&ByAudit { policy: Arc::clone(policy) }).inc();
     }
 
     /// Counts a connection reset on accept; `limit` names the limit.

@@ -111,6 +111,7 @@ pub struct ConnectionRecord {
     pub security: Security,
     /// The ALLOW policy that matched.
     pub rule: Option<Arc<str>>,
+    audited: Vec<Arc<str>>,
     /// A rule about the client decided: a denial is counted where the client is, else where the server is.
     pub by_clients_rule: bool,
     /// Snapshot generation of the decision.
@@ -140,11 +141,18 @@ impl ConnectionRecord {
             lane: Lane::Plaintext,
             security: Security::None,
             rule: None,
+            audited: Vec::new(),
             by_clients_rule: false,
             generation: 0,
             round_trip: None,
             retransmits: None,
         }
+    }
+
+    /// These AUDIT policies match it.
+    pub fn audited_by(&mut self, policies: Vec<Arc<str>>) {
+        policies.iter().for_each(|policy| self.telemetry.metrics().audited(policy));
+        self.audited = policies;
     }
 
     /// The other side stands: counts the time that this took.
@@ -243,6 +251,7 @@ impl ConnectionRecord {
             lane: self.lane,
             security: self.security,
             rule,
+            audited: &self.audited,
             outcome: ending.outcome.as_str(),
             reason: &ending.reason,
             bytes_sent: self.meter.sent.get(),

@@ -48,6 +48,7 @@ pub struct Progress {
     traced: Option<Traced>,
     route: RefCell<Option<Arc<str>>>,
     end: RefCell<Option<Rc<End>>>,
+    audited: RefCell<Vec<Arc<str>>>,
     attempts: Cell<u32>,
     connecting: Cell<Duration>,
     upstream: Cell<Duration>,
@@ -75,6 +76,7 @@ impl Progress {
             of,
             route: RefCell::default(),
             end: RefCell::default(),
+            audited: RefCell::default(),
             attempts: Cell::default(),
             connecting: Cell::default(),
             upstream: Cell::default(),
@@ -90,6 +92,12 @@ impl Progress {
     /// It has met a route's rule.
     pub fn routed(&self, rule: &RuleId) {
         *self.route.borrow_mut() = Some(self.of.route(rule));
+    }
+
+    /// These AUDIT policies match it.
+    pub fn audited_by(&self, policies: Vec<Arc<str>>) {
+        policies.iter().for_each(|policy| self.of.telemetry.metrics().audited(policy));
+        *self.audited.borrow_mut() = policies;
     }
 
     /// An attempt begins.
@@ -258,6 +266,7 @@ impl RequestRecord {
             answered: answer.map(|answer| answer.reason),
             detail: answer.map_or("", |answer| answer.detail),
             rule: answer.and_then(|answer| answer.rule),
+            audited: &progress.audited.borrow(),
             request_bytes: progress.request_bytes.get(),
             response_bytes: progress.response_bytes.get(),
             duration_ms: milliseconds(duration),

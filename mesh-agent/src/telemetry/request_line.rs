@@ -1,5 +1,7 @@
 //! A request's line of the access log, and how its parts are written.
 
+use std::sync::Arc;
+
 use http::{Uri, Version};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -40,6 +42,9 @@ pub(super) struct Line<'a> {
     /// The policy that refused it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<&'a str>,
+    /// The AUDIT policies that matched.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub audited: &'a [Arc<str>],
     /// Of the body, as sent on by the last attempt.
     pub request_bytes: u64,
     /// Of the answer's body.

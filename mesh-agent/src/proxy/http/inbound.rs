@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -30,7 +31,7 @@ use crate::proxy::recheck::{Live, Standing};
 use crate::proxy::tcp::TcpSide;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Pod, Worker};
-use crate::route::{Answer, AnswerReason, RequestView};
+use crate::route::{Answer, AnswerReason, POLICY_HEADER, RequestView};
 use crate::telemetry::labels::{Lane, Reporter};
 use crate::telemetry::record::ConnectionRecord;
 use crate::telemetry::request::RequestRecord;
@@ -71,19 +72,20 @@ pub(in crate::proxy) async fn carry<S: Side + 'static>(
     live: Live,
     mut record: ConnectionRecord,
 ) -> Carried<S> {
-    let first = protocol::first_bytes(&mut side, Some(&mut application.server), &worker.buffers.scratch);
-    let first = tokio::select! {
+    let mut first = Vec::new();
+    let spoken = protocol::first_bytes(&mut side, Some(&mut application.server), &mut first, &worker.buffers.scratch);
+    let spoken = tokio::select! {
         biased;
         ending = live.switch().tripped() => Err(Failure::Ended(ending)),
-        first = first => first,
+        spoken = spoken => spoken,
     };
-    match first {
-        Ok((Spoken::Other, first)) => opaque(worker, application, Prefixed::new(first, side), &live, record).await,
-        Ok((spoken, first)) => {
+    match spoken {
+        Ok(Spoken::Other) => opaque(worker, application, Prefixed::new(first.into(), side), &live, record).await,
+        Ok(spoken) => {
             record.lane = Lane::Http;
             record.established();
             let record = Rc::new(record);
-            let side = Prefixed::new(first, side);
+            let side = Prefixed::new(first.into(), side);
             let client = Client { side, spoken, live: &live, record: Rc::clone(&record) };
             let served = serve(worker, application, client).await;
             let record = Rc::into_inner(record).unwrap_or_else(|| worker.shared.telemetry.open(Reporter::Inbound));
@@ -172,8 +174,13 @@ impl Inbound {
             Err(answer) => return Ok(self.reply(answer, &parts, None, record)),
         };
         hop::disown(&mut parts.headers);
-        if let Err(denial) = self.authorize(&parts) {
-            let answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
+        if let Err(denial) = self.authorize(&parts, &record) {
+            let mut answer = Answer::new(AnswerReason::Denied, &RequestView::of(&parts), &denial.reason);
+            if self.worker.shared.limits.http.tell_policy
+                && let Ok(policy) = HeaderValue::from_str(&denial.rule)
+            {
+                answer.headers.insert(POLICY_HEADER, policy);
+            }
             return Ok(self.reply(answer, &parts, Some(&denial), record));
         }
         // In the same turn as the decision.
@@ -207,13 +214,11 @@ impl Inbound {
     }
 
     /// Puts the request to the rules now in force.
-    fn authorize(&self, parts: &Parts) -> Result<(), Denial> {
+    fn authorize(&self, parts: &Parts, record: &RequestRecord) -> Result<(), Denial> {
         let snapshot = self.worker.shared.snapshots.load();
         let facts = RequestFacts::of(parts);
         let flow = self.permit.flow();
-        for policy in audited(&snapshot, flow, Some(&facts)) {
-            tracing::info!(%policy, peer = %flow.peer, method = %parts.method, path = parts.uri.path(), "audited");
-        }
+        record.progress().audited_by(audited(&snapshot, flow, Some(&facts)));
         authorize_request(flow, &facts, &snapshot).map(|_permit| ())
     }
 

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -69,6 +71,35 @@ pub(in crate::proxy) struct Start {
     pub(in crate::proxy) peer: SocketAddr,
     /// Where it goes if it has none; `None`: it is declared to have.
     pub(in crate::proxy) opened: Option<Result<(Upstream, Target), Failure>>,
+    /// The Service port whose protocol its first bytes tell; `None`: it is declared.
+    pub(in crate::proxy) detected: Option<ServiceRef>,
+    /// What was read of it.
+    pub(in crate::proxy) read: Vec<u8>,
+}
+
+/// How long a client that others before it let expect to begin with a request has for that. Clients send it with their
+/// handshake's last packet or right behind it; who waits for a greeting, after all, waits so much longer.
+const BEGINS_WITHIN: Duration = Duration::from_millis(20);
+
+/// Whether `client` begins with a request, as the last one did that dialled `service`; what it said is in `read`. Then
+/// nothing need be dialled ahead: an endpoint that no request goes to would see a connection that nobody uses.
+///
+/// # Errors
+/// The client's.
+pub(in crate::proxy) async fn begins_as_others(
+    worker: &Worker,
+    service: &ServiceRef,
+    client: &mut TcpSide,
+    read: &mut Vec<u8>,
+) -> Result<bool, Failure> {
+    if !worker.shared.balancer.had_requests(service) {
+        return Ok(false);
+    }
+    let spoken = protocol::first_bytes(client, None::<&mut TcpSide>, read, &worker.buffers.scratch);
+    match tokio::time::timeout(BEGINS_WITHIN, spoken).await {
+        Ok(spoken) => Ok(spoken? != Spoken::Other),
+        Err(_) => Ok(false),
+    }
 }
 
 impl Start {
@@ -81,25 +112,29 @@ impl Start {
         mut record: ConnectionRecord,
     ) {
         let server = self.opened.as_mut().and_then(|opened| opened.as_mut().ok()).map(|(upstream, _)| upstream);
-        let first = protocol::first_bytes(&mut client, server, &worker.buffers.scratch);
-        let first = tokio::select! {
+        let spoken = protocol::first_bytes(&mut client, server, &mut self.read, &worker.buffers.scratch);
+        let spoken = tokio::select! {
             biased;
             ending = live.switch().tripped() => Err(Failure::Ended(ending)),
-            first = first => first,
+            spoken = spoken => spoken,
         };
-        let first = first.and_then(|(spoken, first)| match (spoken, self.opened.take()) {
-            (Spoken::Other, Some(opened)) => opened.map(|opened| (spoken, first, Some(opened))),
-            (_, opened) => Ok((spoken, first, opened.and_then(Result::ok))),
+        if let (Some(service), Ok(spoken)) = (&self.detected, &spoken) {
+            worker.shared.balancer.has_requests(service, *spoken != Spoken::Other);
+        }
+        let first = Bytes::from(std::mem::take(&mut self.read));
+        let begun = spoken.and_then(|spoken| match (spoken, self.opened.take()) {
+            (Spoken::Other, Some(opened)) => opened.map(|opened| (spoken, Some(opened))),
+            (_, opened) => Ok((spoken, opened.and_then(Result::ok))),
         });
-        match first {
+        match begun {
             Err(failure) => {
                 client.reset();
                 record.record(failure.ending());
             }
-            Ok((Spoken::Other, first, Some(opened))) => {
+            Ok((Spoken::Other, Some(opened))) => {
                 outbound::opaque(worker, Prefixed::new(first, client), opened, live, record).await;
             }
-            Ok((spoken, first, opened)) => {
+            Ok((spoken, opened)) => {
                 record.destination = Party::from(self.dialled.addr());
                 (record.lane, record.security) = (Lane::Http, Security::None);
                 record.established();

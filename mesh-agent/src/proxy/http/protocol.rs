@@ -4,8 +4,6 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::task::{Poll, ready};
 
-use bytes::Bytes;
-
 use crate::proxy::copy::Side;
 use crate::proxy::failure::Failure;
 
@@ -75,21 +73,22 @@ fn begins_http2(bytes: &[u8]) -> bool {
     matches!(bytes, [0, 0, length, 4, 0, 0, 0, 0, 0, ..] if length % 6 == 0)
 }
 
-/// Reads until it is clear what `client` speaks, and returns what was read. When `server` speaks first, and not HTTP/2,
-/// or either ends before, it is something else: nobody who waits for a greeting is kept waiting.
+/// Reads until it is clear what `client` speaks; what was read is in `read`, also when this is given up before. When
+/// `server` speaks first, and not HTTP/2, or either ends before, it is something else: nobody who waits for a greeting is
+/// kept waiting.
 ///
 /// # Errors
 /// The client's.
 pub(in crate::proxy) async fn first_bytes(
     client: &mut impl Side,
     mut server: Option<&mut impl Side>,
+    read: &mut Vec<u8>,
     scratch: &RefCell<Box<[u8]>>,
-) -> Result<(Spoken, Bytes), Failure> {
-    let mut read = Vec::new();
-    let spoken = poll_fn(|cx| {
+) -> Result<Spoken, Failure> {
+    poll_fn(|cx| {
         let mut scratch = scratch.borrow_mut();
         loop {
-            if let Some(spoken) = spoken(&read).filter(|_| !read.is_empty()) {
+            if let Some(spoken) = spoken(read).filter(|_| !read.is_empty()) {
                 // A tunnel may have opened more than the frame whose bytes these are.
                 client.keep(&scratch);
                 return Poll::Ready(Ok(spoken));
@@ -113,9 +112,8 @@ pub(in crate::proxy) async fn first_bytes(
                 }
             }
         }
-    });
-    let spoken = spoken.await?;
-    Ok((spoken, read.into()))
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use hyper::{client, server};
 use super::LocalExec;
 use super::resets::Resets;
 
-/// Bounds of the http lane that an operator may want otherwise; `docs/configuration.md` has them as a table.
+/// What an operator may want otherwise of the http lane; `docs/configuration.md` has the bounds as a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpLimits {
     /// The head of a request: names, values and 32 bytes for each field (RFC 9113 §6.5.2), target included. A head of
@@ -27,6 +27,8 @@ pub struct HttpLimits {
     pub replay_bytes: usize,
     /// The same for all requests of a pod: 512 bodies of the length above. Beyond it bodies pass and are sent once.
     pub replay_bytes_per_pod: usize,
+    /// The answer to a denied request names the policy.
+    pub tell_policy: bool,
 }
 
 impl Default for HttpLimits {
@@ -37,6 +39,7 @@ impl Default for HttpLimits {
             requests_per_pod: 30_000,
             replay_bytes: 64 << 10,
             replay_bytes_per_pod: 32 << 20,
+            tell_policy: false,
         }
     }
 }

@@ -256,28 +256,6 @@ async fn after_a_switch_of_protocols_bytes_pass_both_ways() {
     assert_eq!(soon(server.read(&mut [0; 1])).await.unwrap(), 0, "the end passes too");
 }
 
-#[tokio::test]
-async fn who_speaks_first_or_no_http_is_not_held_up_by_a_route() {
-    let mesh = Mesh::new();
-    let (web, _cart, listener, vip) = routed(&mesh);
-    let mut client = web.connect(vip).await;
-    let (mut server, _) = soon(listener.accept()).await.unwrap();
-    server.write_all(b"220 hello\r\n").await.unwrap();
-    let mut greeting = [0; 11];
-    soon(client.read_exact(&mut greeting)).await.unwrap();
-    client.write_all(b"HELO\r\n").await.unwrap();
-    let mut said = [0; 6];
-    soon(server.read_exact(&mut said)).await.unwrap();
-    assert_eq!((&greeting, &said), (b"220 hello\r\n", b"HELO\r\n"));
-
-    let mut client = web.connect(vip).await;
-    let (mut server, _) = soon(listener.accept()).await.unwrap();
-    client.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
-    let mut said = [0; 14];
-    soon(server.read_exact(&mut said)).await.unwrap();
-    assert_eq!(&said, b"*1\r\n$4\r\nPING\r\n");
-}
-
 /// Denies requests below `/admin` to everybody.
 pub(super) fn no_admin() -> Policy {
     let paths = Some(vec![PathMatch::Prefix("/admin".into())]);

@@ -19,6 +19,20 @@ use crate::model::route::{Retry, Rule};
 /// ENHANCE_YOUR_CALM (RFC 9113 §7).
 const CALM: u32 = 11;
 
+#[tokio::test]
+async fn the_answer_names_the_policy_only_where_the_operator_wants_it() {
+    for tell_policy in [false, true] {
+        let mesh = with(HttpLimits { tell_policy, ..HttpLimits::default() });
+        let (web, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.b, "cart"));
+        let (addr, _told) = super::http::app(&cart, super::http::ONE);
+        mesh.policy(super::http::no_admin());
+        let mut client = web.connect(addr).await;
+        let (head, _) = super::http::ask(&mut client, "GET /admin HTTP/1.1\r\nHost: c\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 403"), "{head}");
+        assert_eq!(head.to_lowercase().contains("x-mesh-agent-policy: shop/no-admin"), tell_policy, "{head}");
+    }
+}
+
 fn with(http: HttpLimits) -> Mesh {
     Mesh::with_limits(Limits { http, ..Limits::default() })
 }

@@ -1,6 +1,7 @@
 //! Two agents on loopback: what applications see, what records say, and that nothing is left behind.
 
 mod balance;
+mod detect;
 mod failures;
 mod http;
 mod http2;

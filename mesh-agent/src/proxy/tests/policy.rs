@@ -51,6 +51,33 @@ async fn the_permitting_rule_is_named() {
 }
 
 #[tokio::test]
+async fn what_an_audit_matches_is_named_and_counted_and_goes_on() {
+    let mesh = Mesh::new();
+    let (web, other, cart) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.a, "intruder"), mesh.pod(&mesh.b, "cart"));
+    mesh.policy(about("watch-web", Action::Audit, "web"));
+    mesh.policy(Policy { action: Action::Audit, ..super::http::no_admin() });
+    let (addr, _told) = super::http::app(&cart, super::http::ONE);
+    for (pod, path) in [(&web, "/admin"), (&web, "/"), (&other, "/admin")] {
+        let mut client = pod.connect(addr).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: cart\r\n\r\n");
+        assert_eq!(super::http::ask(&mut client, &request).await.1, "one");
+    }
+    let lines = mesh.b.log.wait(6).await;
+    let found = |workload: &str, path: Option<&str>| {
+        let of = |line: &&serde_json::Value| line["source"]["workload"] == workload && line["path"].as_str() == path;
+        lines.iter().find(of).unwrap_or_else(|| panic!("{workload} {path:?} in {lines:#?}"))["audited"].clone()
+    };
+    assert_eq!(found("web", None), serde_json::json!(["shop/watch-web"]));
+    assert_eq!(found("web", Some("/admin")), serde_json::json!(["shop/watch-web", "shop/no-admin"]));
+    assert_eq!(found("web", Some("/")), serde_json::json!(["shop/watch-web"]));
+    assert_eq!(found("intruder", None), serde_json::Value::Null);
+    assert_eq!(found("intruder", Some("/admin")), serde_json::json!(["shop/no-admin"]));
+    for (policy, times) in [("shop/watch-web", 4.0), ("shop/no-admin", 2.0)] {
+        mesh.b.metric_reaches(&format!("mesh_audits_total{{policy=\"{policy}\"}}"), times).await;
+    }
+}
+
+#[tokio::test]
 async fn a_live_connection_ends_when_its_permit_no_longer_holds() {
     let mesh = Mesh::new();
     let (web, other) = (mesh.pod(&mesh.a, "web"), mesh.pod(&mesh.a, "intruder"));
