@@ -6,12 +6,12 @@
 //!
 //! End of data is passed on as end of data, a reset as a reset; there is no timer on an application's silence.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
 use super::failure::Failure;
 use super::recheck::Switch;
+use super::scratch::Scratch;
 use crate::telemetry::record::Meter;
 
 /// The scratch buffer of a worker: the most that is read at once; 8 full TLS records. Small enough for a core's
@@ -159,33 +159,51 @@ fn drain(
 pub(super) async fn both_ways(
     client: &mut impl Side,
     server: &mut impl Side,
-    scratch: &RefCell<Box<[u8]>>,
+    scratch: &Scratch,
     switch: &Switch,
     meter: &Meter,
 ) -> Result<(), Failure> {
-    let (mut up, mut down) = (Direction::new(), Direction::new());
+    let mut directions = [Direction::new(), Direction::new()];
     poll_fn(|cx| {
         if let Poll::Ready(ending) = switch.poll(cx) {
             return Poll::Ready(Err(Failure::Ended(ending)));
         }
         let mut scratch = scratch.borrow_mut();
-        let up_done = up.poll(cx, client, server, &mut scratch, |n| meter.sent(n))?.is_ready();
-        let down_done = down.poll(cx, server, client, &mut scratch, |n| meter.received(n))?.is_ready();
-        if up_done && down_done {
-            return Poll::Ready(Ok(()));
+        let turn = turn(cx, &mut directions, client, server, &mut scratch, meter);
+        if let Poll::Ready(Err(_)) = turn {
+            // What a side is in the middle of says whether it can carry another connection.
+            client.keep(&scratch);
+            server.keep(&scratch);
         }
-        // A side that is not read shows its reset to nobody: it has to be looked for.
-        if up.is_not_reading()
-            && let Poll::Ready(failure) = client.poll_broken(cx, &mut scratch)
-        {
-            return Poll::Ready(Err(failure));
-        }
-        if down.is_not_reading()
-            && let Poll::Ready(failure) = server.poll_broken(cx, &mut scratch)
-        {
-            return Poll::Ready(Err(failure));
-        }
-        Poll::Pending
+        turn
     })
     .await
+}
+
+/// Moves what can be moved both ways. Ready when both directions have ended in order.
+fn turn(
+    cx: &mut Context<'_>,
+    [up, down]: &mut [Direction; 2],
+    client: &mut impl Side,
+    server: &mut impl Side,
+    scratch: &mut [u8],
+    meter: &Meter,
+) -> Poll<Result<(), Failure>> {
+    let up_done = up.poll(cx, client, server, scratch, |n| meter.sent(n))?.is_ready();
+    let down_done = down.poll(cx, server, client, scratch, |n| meter.received(n))?.is_ready();
+    if up_done && down_done {
+        return Poll::Ready(Ok(()));
+    }
+    // A side that is not read shows its reset to nobody: it has to be looked for.
+    if up.is_not_reading()
+        && let Poll::Ready(failure) = client.poll_broken(cx, scratch)
+    {
+        return Poll::Ready(Err(failure));
+    }
+    if down.is_not_reading()
+        && let Poll::Ready(failure) = server.poll_broken(cx, scratch)
+    {
+        return Poll::Ready(Err(failure));
+    }
+    Poll::Pending
 }

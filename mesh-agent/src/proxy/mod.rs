@@ -19,6 +19,7 @@ pub mod pod_net;
 mod pool;
 mod raw;
 mod recheck;
+mod scratch;
 mod secure;
 mod serve;
 mod target;

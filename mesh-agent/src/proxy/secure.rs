@@ -4,7 +4,6 @@
 //! socket does not take, and the beginning of a record whose rest has not come, is kept by the connection. So an
 //! idle connection holds its keys and nothing else.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -15,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::copy::SCRATCH;
+use super::scratch::Scratch;
 use super::tcp;
 use crate::tls::Session;
 use crate::tls::records::{MAX_RECORD, OVERHEAD, RecordError, Records};
@@ -31,15 +31,14 @@ const SMALL_HEAD: usize = 4 << 10;
 #[derive(Debug)]
 pub(super) struct Buffers {
     /// Content.
-    pub(super) scratch: RefCell<Box<[u8]>>,
+    pub(super) scratch: Scratch,
     /// Records.
-    sealed: RefCell<Box<[u8]>>,
+    sealed: Scratch,
 }
 
 impl Buffers {
     pub(super) fn new() -> Rc<Self> {
-        let buffer = |length| RefCell::new(vec![0; length].into_boxed_slice());
-        Rc::new(Self { scratch: buffer(SCRATCH), sealed: buffer(SEALED) })
+        Rc::new(Self { scratch: Scratch::new(SCRATCH), sealed: Scratch::new(SEALED) })
     }
 }
 

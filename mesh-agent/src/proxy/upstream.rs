@@ -35,8 +35,7 @@ pub(super) enum Upstream {
 }
 
 impl Upstream {
-    /// Ends it as a failure, and returns what can carry another connection to the pool. To be called in the same
-    /// turn in which the copy failed.
+    /// Ends it as a failure, and returns what can carry another connection to the pool.
     pub(super) async fn reset(self, worker: &Worker) {
         match self {
             Self::Raw(leased, key) => {

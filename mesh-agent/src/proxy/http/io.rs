@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::proxy::copy::{FIRST_CHUNK, Side};
 use crate::proxy::failure::Failure;
+use crate::proxy::scratch::Scratch;
 use crate::proxy::secure::Buffers;
 use crate::telemetry::record::ConnectionRecord;
 
@@ -76,12 +77,7 @@ impl<S: Side> Returned<S> {
     }
 
     /// Reads and forgets what still comes, up to `limit` bytes. Ready with whether the data has ended.
-    pub(super) fn poll_discard(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &RefCell<Box<[u8]>>,
-        limit: &mut usize,
-    ) -> Poll<bool> {
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &Scratch, limit: &mut usize) -> Poll<bool> {
         let mut scratch = scratch.borrow_mut();
         while !self.ended {
             match ready!(self.side.poll_fill(cx, &mut scratch)) {
@@ -90,11 +86,13 @@ impl<S: Side> Returned<S> {
                     self.side.consume(count);
                     *limit = limit.saturating_sub(count);
                     if *limit == 0 {
+                        self.side.keep(&scratch);
                         return Poll::Ready(false);
                     }
                 }
                 Ok(false) => self.ended = true,
                 Err(failure) => {
+                    self.side.keep(&scratch);
                     self.fail(failure);
                     return Poll::Ready(false);
                 }
@@ -117,7 +115,10 @@ impl<S: Side> Read for Io<S> {
                 state.ended = true;
                 return Poll::Ready(Ok(()));
             }
-            Err(failure) => return Poll::Ready(Err(state.fail(failure))),
+            Err(failure) => {
+                state.side.keep(scratch);
+                return Poll::Ready(Err(state.fail(failure)));
+            }
         }
         let filled = state.side.filled(scratch);
         let count = filled.len().min(buf.remaining());

@@ -1,11 +1,11 @@
 //! What a connection speaks: declared by the Service port, or seen in its first bytes.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::task::{Poll, ready};
 
 use crate::proxy::copy::Side;
 use crate::proxy::failure::Failure;
+use crate::proxy::scratch::Scratch;
 
 /// The beginning of every HTTP/2 connection (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -74,8 +74,8 @@ fn begins_http2(bytes: &[u8]) -> bool {
 }
 
 /// Reads until it is clear what `client` speaks; what was read is in `read`, also when this is given up before. When
-/// `server` speaks first, and not HTTP/2, or either ends before, it is something else: nobody who waits for a greeting is
-/// kept waiting.
+/// `server` speaks first, and not HTTP/2, or either ends before, it is something else: nobody who waits for a greeting
+/// is kept waiting.
 ///
 /// # Errors
 /// The client's.
@@ -83,7 +83,7 @@ pub(in crate::proxy) async fn first_bytes(
     client: &mut impl Side,
     mut server: Option<&mut impl Side>,
     read: &mut Vec<u8>,
-    scratch: &RefCell<Box<[u8]>>,
+    scratch: &Scratch,
 ) -> Result<Spoken, Failure> {
     poll_fn(|cx| {
         let mut scratch = scratch.borrow_mut();
@@ -94,7 +94,10 @@ pub(in crate::proxy) async fn first_bytes(
                 return Poll::Ready(Ok(spoken));
             }
             match client.poll_fill(cx, &mut scratch) {
-                Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                Poll::Ready(Err(failure)) => {
+                    client.keep(&scratch);
+                    return Poll::Ready(Err(failure));
+                }
                 Poll::Ready(Ok(false)) => return Poll::Ready(Ok(Spoken::Other)),
                 Poll::Ready(Ok(true)) => {
                     let filled = client.filled(&scratch);

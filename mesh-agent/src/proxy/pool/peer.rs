@@ -1,6 +1,6 @@
 //! What a worker has open to one peer, and who waits for it. Hands out; opens nothing itself.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use crate::proxy::failure::Failure;
 use crate::proxy::limits::Limits;
 use crate::proxy::peers;
 use crate::proxy::raw::RawTunnel;
+use crate::proxy::scratch::Scratch;
 use crate::telemetry::metrics::TunnelGuard;
 
 /// One HTTP/2 connection.
@@ -91,7 +92,7 @@ pub(in crate::proxy) enum Grant {
 
 impl Leased {
     /// Ends its tunnel as a failure; returns it if it is good for another.
-    pub(in crate::proxy) async fn abandon(self: Box<Self>, scratch: &RefCell<Box<[u8]>>) -> Option<Box<Self>> {
+    pub(in crate::proxy) async fn abandon(self: Box<Self>, scratch: &Scratch) -> Option<Box<Self>> {
         let Self { tunnel, born, _counted, _open } = *self;
         let tunnel = tunnel.abandon(scratch).await?;
         Some(Box::new(Self { tunnel, born, _counted, _open }))

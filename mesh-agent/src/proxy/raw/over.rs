@@ -1,6 +1,5 @@
 //! How a tunnel that has failed is over on both sides, so that its connection can carry the next one.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, Waker, ready};
@@ -9,6 +8,7 @@ use std::time::Duration;
 use super::frame::{self, FrameError, HEAD, Kind};
 use super::tunnel::{RawTunnel, invalid};
 use crate::proxy::copy::Side;
+use crate::proxy::scratch::Scratch;
 
 /// How long the peer may take to agree that a tunnel was reset: it may be blocked by an application that does not
 /// read, and learns of the reset then by that of the connection. Far above a round trip.
@@ -16,21 +16,19 @@ const AGREE: Duration = Duration::from_secs(1);
 
 impl RawTunnel {
     /// Client: ends the tunnel as a failure; returns the connection if it is good for another.
-    pub(in crate::proxy) async fn abandon(self, scratch: &RefCell<Box<[u8]>>) -> Option<Self> {
+    pub(in crate::proxy) async fn abandon(self, scratch: &Scratch) -> Option<Self> {
         self.agree(Kind::Done, scratch).await.filter(Self::is_quiet)
     }
 
     /// Server: ends the tunnel as a failure; returns the connection if the client may ask for another.
-    pub(in crate::proxy) async fn refuse_more(self, scratch: &RefCell<Box<[u8]>>) -> Option<Self> {
+    pub(in crate::proxy) async fn refuse_more(self, scratch: &Scratch) -> Option<Self> {
         let mut tunnel = self.agree(Kind::Reset, scratch).await?;
         tunnel.done().await.is_ok().then_some(tunnel)
     }
 
-    /// Says that the tunnel was reset and waits until the peer has said `wanted`. To be called in the same turn in
-    /// which the copy failed. In the middle of a data frame, or with a peer that does not take the word or does
-    /// not answer in time, the connection is reset instead.
-    async fn agree(mut self, wanted: Kind, scratch: &RefCell<Box<[u8]>>) -> Option<Self> {
-        self.keep(&scratch.borrow());
+    /// Says that the tunnel was reset and waits until the peer has said `wanted`. In the middle of a data frame, or with
+    /// a peer that does not take the word or does not answer in time, the connection is reset instead.
+    async fn agree(mut self, wanted: Kind, scratch: &Scratch) -> Option<Self> {
         let mut noop = Context::from_waker(Waker::noop());
         let said = self.owed == 0
             && matches!(self.secure.poll_send(&mut noop, &frame::head(Kind::Reset, 0), &[]), Poll::Ready(Ok(_)));

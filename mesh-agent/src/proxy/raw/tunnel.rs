@@ -9,6 +9,7 @@ use super::frame::{self, FrameError, HEAD, Kind, MAX_LENGTH, Trace};
 use crate::model::outcome::Outcome;
 use crate::proxy::copy::Side;
 use crate::proxy::failure::Failure;
+use crate::proxy::scratch::Scratch;
 use crate::proxy::secure::Secure;
 
 /// A connection between tunnels, or with one.
@@ -60,7 +61,7 @@ impl RawTunnel {
     pub(in crate::proxy) async fn open(
         &mut self,
         target: SocketAddr,
-        scratch: &std::cell::RefCell<Box<[u8]>>,
+        scratch: &Scratch,
     ) -> Result<Result<(), io::Error>, Failure> {
         let trace = Trace { trace: rand::random::<u128>().max(1), parent: rand::random::<u64>().max(1) };
         let request = frame::request(target, trace);
@@ -87,10 +88,7 @@ impl RawTunnel {
     }
 
     /// Server: waits for the next request. `None` = the client has no more of them.
-    pub(in crate::proxy) async fn request(
-        &mut self,
-        scratch: &std::cell::RefCell<Box<[u8]>>,
-    ) -> Result<Option<SocketAddr>, Failure> {
+    pub(in crate::proxy) async fn request(&mut self, scratch: &Scratch) -> Result<Option<SocketAddr>, Failure> {
         self.begin();
         match poll_fn(|cx| self.poll_control(cx, &mut scratch.borrow_mut(), Kind::Request)).await {
             Ok(Some(body)) => frame::read_request(&body).map(Some).map_err(|error| self.bad(error)),
@@ -112,7 +110,7 @@ impl RawTunnel {
     }
 
     /// Client: waits until the server is done. Only then is the connection good for another tunnel.
-    pub(in crate::proxy) async fn wait_done(&mut self, scratch: &std::cell::RefCell<Box<[u8]>>) -> bool {
+    pub(in crate::proxy) async fn wait_done(&mut self, scratch: &Scratch) -> bool {
         let waited = poll_fn(|cx| self.poll_end(cx, &mut scratch.borrow_mut())).await;
         waited.is_ok() && self.is_quiet()
     }
