@@ -3,8 +3,8 @@
 use std::cell::{RefCell, RefMut};
 use std::ops::{Deref, DerefMut};
 
-/// What stands in it between two borrowers, in debug builds: bytes that one of them should have kept are not read by the
-/// next one as if they were its own, but are found by whatever test first reads them.
+/// What stands in it between two borrowers, in debug builds: bytes that one of them should have kept are not there for
+/// it any more, and whatever test reads them finds that.
 #[cfg(debug_assertions)]
 const NOBODYS: u8 = 0xa5;
 

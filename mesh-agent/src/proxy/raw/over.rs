@@ -26,8 +26,8 @@ impl RawTunnel {
         tunnel.done().await.is_ok().then_some(tunnel)
     }
 
-    /// Says that the tunnel was reset and waits until the peer has said `wanted`. In the middle of a data frame, or with
-    /// a peer that does not take the word or does not answer in time, the connection is reset instead.
+    /// Says that the tunnel was reset and waits until the peer has said `wanted`. In the middle of a data frame, or
+    /// with a peer that does not take the word or does not answer in time, the connection is reset instead.
     async fn agree(mut self, wanted: Kind, scratch: &Scratch) -> Option<Self> {
         let mut noop = Context::from_waker(Waker::noop());
         let said = self.owed == 0
