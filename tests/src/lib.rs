@@ -13,6 +13,7 @@ pub mod dial;
 pub mod gateway;
 pub mod http;
 pub mod interrupt;
+pub mod kube_api;
 pub mod leftovers;
 pub mod mesh;
 pub mod metrics;

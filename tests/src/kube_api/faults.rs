@@ -1,0 +1,140 @@
+//! What can be made to go wrong, from the test's side.
+
+use std::sync::MutexGuard;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::server::Shared;
+
+/// What goes wrong now.
+#[derive(Debug, Default)]
+pub struct Knobs {
+    /// Before each answer.
+    pub latency: Duration,
+    /// Requests that fail: path prefix, code, how many more.
+    pub failing: Vec<(String, u16, usize)>,
+    /// Verbs refused: (verb, resource).
+    pub forbidden: Vec<(String, String)>,
+    /// Watches stay open and tell nothing.
+    pub stale: bool,
+}
+
+impl Knobs {
+    /// The code that a request for `path` is to fail with, counted down.
+    pub fn failure(&mut self, path: &str) -> Option<u16> {
+        let place = self.failing.iter().position(|(prefix, _, _)| path.starts_with(prefix))?;
+        let (_, code, left) = self.failing.get_mut(place)?;
+        let code = *code;
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            self.failing.remove(place);
+        }
+        Some(code)
+    }
+}
+
+/// The faults of one server.
+#[derive(Debug)]
+pub struct Faults<'a> {
+    pub(super) shared: &'a Shared,
+}
+
+impl Faults<'_> {
+    fn knobs(&self) -> MutexGuard<'_, Knobs> {
+        self.shared.knobs()
+    }
+
+    /// Holds back each answer, the beginning of a watch too.
+    pub fn latency(&self, latency: Duration) {
+        self.knobs().latency = latency;
+    }
+
+    /// The next `times` requests whose path begins with `prefix` fail with `code`.
+    pub fn fail(&self, prefix: &str, code: u16, times: usize) {
+        if times > 0 {
+            self.knobs().failing.push((prefix.to_owned(), code, times));
+        }
+    }
+
+    /// Refuses a verb with 403 for everybody: `("list", "pods")`, `("patch", "httproutes/status")`.
+    pub fn forbid(&self, verb: &str, resource: &str) {
+        self.knobs().forbidden.push((verb.to_owned(), resource.to_owned()));
+    }
+
+    /// Permits everything again.
+    pub fn permit_all(&self) {
+        self.knobs().forbidden.clear();
+    }
+
+    /// Leaves watches open without telling them anything, until it is turned off: then they are told all.
+    pub fn stale_watches(&self, stale: bool) {
+        self.knobs().stale = stale;
+        self.shared.wake_watches();
+    }
+
+    /// Cuts all watches in the middle.
+    pub fn drop_watches(&self) {
+        self.shared.cut_watches();
+    }
+
+    /// Cuts all connections.
+    pub fn cut_connections(&self) {
+        self.shared.cut_connections();
+    }
+
+    /// Forgets all changes so far: watches from an older version and lists in pieces expire.
+    pub fn compact(&self) {
+        self.shared.cluster().store.compact();
+    }
+
+    /// As a server that was told to stop: new connections are refused, idle ones closed, open watches go on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn stop_listening(&self) -> Result<()> {
+        self.shared.stop_listening().context("cannot stop listening")
+    }
+
+    /// Takes new connections again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn listen(&self) -> Result<()> {
+        self.shared.listen().context("cannot listen again")
+    }
+
+    /// As a server that is gone: connections are cut and refused.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn refuse_connections(&self) -> Result<()> {
+        self.stop_listening()?;
+        self.cut_connections();
+        Ok(())
+    }
+
+    /// As a server that was restarted: connections cut, history forgotten, there again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn restart(&self) -> Result<()> {
+        self.refuse_connections()?;
+        self.compact();
+        self.listen()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_down() {
+        let mut knobs = Knobs { failing: vec![("/api/v1".to_owned(), 503, 2)], ..Knobs::default() };
+        assert_eq!(knobs.failure("/apis/x"), None);
+        assert_eq!(knobs.failure("/api/v1/pods"), Some(503));
+        assert_eq!(knobs.failure("/api/v1"), Some(503));
+        assert_eq!(knobs.failure("/api/v1"), None);
+    }
+}

@@ -1,0 +1,299 @@
+//! One request, one answer: discovery, the verbs of resources, tokens. Watches are only begun here.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::cluster::{Cluster, DeleteOptions, Deleted};
+use super::failure::Failure;
+use super::kind::Kind;
+use super::ownership::Manager;
+use super::render::{self, Form};
+use super::request::{Place, Request, place};
+use super::store::Key;
+use super::watch::{self, Watch};
+use super::write::{Change, Patch};
+use super::{discovery, list};
+
+/// The token of the kubeconfigs that the server writes: it may everything.
+pub const ADMIN_TOKEN: &str = "the-harness-is-admin";
+
+/// Who may not do what, as (verb, resource): `("list", "pods")`, `("update", "httproutes/status")`.
+pub type Forbidden = [(String, String)];
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// An answer with this code.
+    Answer(u16, Vec<u8>),
+    /// The same, and the object with this uid goes when its grace is over.
+    Going(Vec<u8>, Box<Place>, String, Duration),
+    /// Events until further notice.
+    Watch(Box<Watch>),
+    /// There is no such path.
+    Nowhere,
+}
+
+/// Answers `request`.
+///
+/// # Errors
+/// What the server refuses.
+pub fn answer(
+    cluster: &mut Cluster,
+    request: &Request,
+    forbidden: &Forbidden,
+    now: Timestamp,
+) -> Result<Outcome, Failure> {
+    if matches!(request.path.as_str(), "/healthz" | "/livez" | "/readyz") {
+        return Ok(Outcome::Answer(200, b"ok".to_vec()));
+    }
+    let user = user(cluster, request, now)?;
+    if !request.takes_json() {
+        let what = "only the following media types are accepted: application/json";
+        return Err(Failure::new(406, "NotAcceptable", what));
+    }
+    if request.method == "GET"
+        && let Some(document) = discovery::document(&request.path, cluster.kinds())
+    {
+        return Ok(Outcome::Answer(200, document.to_string().into_bytes()));
+    }
+    if request.path == "/apis/authentication.k8s.io/v1/tokenreviews" && request.method == "POST" {
+        permitted(&user, "create", "tokenreviews", "authentication.k8s.io", forbidden)?;
+        let review = body(request)?;
+        return Ok(Outcome::Answer(201, cluster.review_token(&review, now).to_string().into_bytes()));
+    }
+    let Some(place) = place(&request.path, cluster.kinds()) else { return Ok(Outcome::Nowhere) };
+    let verb = verb(request, &place)?;
+    let resource = match &place.subresource {
+        Some(subresource) => format!("{}/{subresource}", place.kind.plural),
+        None => place.kind.plural.clone(),
+    };
+    permitted(&user, verb, &resource, &place.kind.group, forbidden)?;
+    match (verb, place.subresource.as_deref()) {
+        ("create", Some("token")) => {
+            let (namespace, name) = key(&place);
+            let answer = cluster.request_token(&namespace, &name, &body(request)?, now)?;
+            Ok(Outcome::Answer(201, answer.to_string().into_bytes()))
+        }
+        ("list", None) => Ok(Outcome::Answer(200, list::answer(cluster, request, &place)?)),
+        ("watch", None) => Ok(Outcome::Watch(Box::new(watch::begin(cluster, request, &place)?))),
+        ("get", None | Some("status")) => get(cluster, request, &place),
+        ("create", None) => {
+            let change = change(request, &place, now)?;
+            let created = cluster.create(&change, body(request)?)?;
+            Ok(Outcome::Answer(201, shown(request, &place.kind, &created)))
+        }
+        ("update", None | Some("status")) => {
+            let change = change(request, &place, now)?;
+            let updated = cluster.update(&change, body(request)?)?;
+            Ok(Outcome::Answer(200, shown(request, &place.kind, &updated)))
+        }
+        ("patch", None | Some("status")) => {
+            let (patch, manager) = patch(request, &place)?;
+            let change = Change { manager, ..change(request, &place, now)? };
+            let (patched, created) = cluster.patch(&change, &patch)?;
+            Ok(Outcome::Answer(if created { 201 } else { 200 }, shown(request, &place.kind, &patched)))
+        }
+        ("delete", None) => delete(cluster, request, place, now),
+        ("deletecollection", None) => delete_all(cluster, request, &place, now),
+        _ => Err(not_allowed()),
+    }
+}
+
+fn user(cluster: &Cluster, request: &Request, now: Timestamp) -> Result<String, Failure> {
+    let unauthorized = || Failure::new(401, "Unauthorized", "Unauthorized");
+    match request.token.as_deref() {
+        None => Err(Failure::forbidden("system:anonymous", "get", &request.path, "", "at the cluster scope")),
+        Some(ADMIN_TOKEN) => Ok("admin".to_owned()),
+        Some(word) => {
+            let token = cluster.token(word, now).map_err(|_| unauthorized())?;
+            let for_us = token.audiences.iter().any(|audience| audience == super::tokens::API_AUDIENCE);
+            if for_us { Ok(token.user()) } else { Err(unauthorized()) }
+        }
+    }
+}
+
+fn permitted(user: &str, verb: &str, resource: &str, group: &str, forbidden: &Forbidden) -> Result<(), Failure> {
+    if forbidden.iter().any(|(what, on)| what == verb && on == resource) {
+        return Err(Failure::forbidden(user, verb, resource, group, "at the cluster scope"));
+    }
+    Ok(())
+}
+
+fn verb(request: &Request, place: &Place) -> Result<&'static str, Failure> {
+    Ok(match (request.method.as_str(), &place.name) {
+        ("GET", _) if request.flag("watch") && place.subresource.is_none() => "watch",
+        ("GET", None) => "list",
+        ("GET", Some(_)) => "get",
+        ("POST", None) => "create",
+        ("POST", Some(_)) if place.subresource.as_deref() == Some("token") => "create",
+        ("PUT", Some(_)) => "update",
+        ("PATCH", Some(_)) => "patch",
+        ("DELETE", Some(_)) => "delete",
+        ("DELETE", None) => "deletecollection",
+        _ => return Err(not_allowed()),
+    })
+}
+
+fn not_allowed() -> Failure {
+    let what = "the server does not allow this method on the requested resource";
+    Failure::new(405, "MethodNotAllowed", what)
+}
+
+fn get(cluster: &Cluster, request: &Request, place: &Place) -> Result<Outcome, Failure> {
+    if let Some(asked) = list::version(request)?.filter(|&asked| asked > cluster.store.version()) {
+        return Err(Failure::too_large(asked, cluster.store.version()));
+    }
+    let (resource, key) = (place.kind.resource(), key(place));
+    let found = cluster.store.get(&resource, &key).ok_or_else(|| Failure::not_found(&resource, &key.1))?;
+    Ok(Outcome::Answer(200, shown(request, &place.kind, found)))
+}
+
+fn delete(cluster: &mut Cluster, request: &Request, place: Place, now: Timestamp) -> Result<Outcome, Failure> {
+    let change = change(request, &place, now)?;
+    match cluster.delete(&change, &delete_options(request)?)? {
+        Deleted::Gone(object) if place.kind.is_core("Pod") => {
+            Ok(Outcome::Answer(200, shown(request, &place.kind, &object)))
+        }
+        Deleted::Gone(object) => Ok(Outcome::Answer(200, success(&place.kind, &object))),
+        Deleted::Going(object, None) => Ok(Outcome::Answer(200, shown(request, &place.kind, &object))),
+        Deleted::Going(object, Some(after)) => {
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+            let text = shown(request, &place.kind, &object);
+            Ok(Outcome::Going(text, Box::new(place), uid, after))
+        }
+    }
+}
+
+fn delete_all(cluster: &mut Cluster, request: &Request, place: &Place, now: Timestamp) -> Result<Outcome, Failure> {
+    let selector = list::selector(request, place)?;
+    let options = delete_options(request)?;
+    let meant: Vec<Key> = cluster
+        .store
+        .all(&place.kind.resource())
+        .filter(|(key, object)| {
+            place.namespace.as_ref().is_none_or(|namespace| key.0 == *namespace) && selector.matches(object)
+        })
+        .map(|(key, _)| key.clone())
+        .collect();
+    let whole = change(request, place, now)?;
+    for key in meant {
+        cluster.delete(&Change { key, ..whole.clone() }, &options)?;
+    }
+    let answer = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+    Ok(Outcome::Answer(200, answer.to_string().into_bytes()))
+}
+
+fn success(kind: &Kind, object: &Value) -> Vec<u8> {
+    let metadata = &object["metadata"];
+    let mut details = json!({"name": metadata["name"], "kind": kind.plural, "uid": metadata["uid"]});
+    if !kind.group.is_empty() {
+        details["group"] = json!(kind.group);
+    }
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    status.to_string().into_bytes()
+}
+
+fn key(place: &Place) -> Key {
+    (place.namespace.clone().unwrap_or_default(), place.name.clone().unwrap_or_default())
+}
+
+fn change(request: &Request, place: &Place, now: Timestamp) -> Result<Change, Failure> {
+    if place.kind.namespaced && place.namespace.is_none() && place.name.is_none() && request.method == "POST" {
+        return Err(Failure::bad_request("an empty namespace may not be set during creation"));
+    }
+    Ok(Change {
+        kind: place.kind.clone(),
+        key: key(place),
+        manager: manager(request, place, false),
+        whole: false,
+        dry_run: request.parameter("dryRun") == "All",
+        now,
+    })
+}
+
+fn manager(request: &Request, place: &Place, applies: bool) -> Manager {
+    let name = match request.parameter("fieldManager") {
+        "" => request.user_agent.split('/').next().filter(|name| !name.is_empty()).unwrap_or("unknown"),
+        name => name,
+    };
+    Manager { name: name.to_owned(), applies, status: place.subresource.as_deref() == Some("status") }
+}
+
+fn patch(request: &Request, place: &Place) -> Result<(Patch, Manager), Failure> {
+    let media = request.content_type.split(';').next().unwrap_or_default().trim();
+    let update = manager(request, place, false);
+    match media {
+        "application/merge-patch+json" => Ok((Patch::Merge(body(request)?), update)),
+        "application/json-patch+json" => Ok((Patch::Json(body(request)?), update)),
+        // Without lists it is a merge patch; the keys by which lists merge are not known here.
+        "application/strategic-merge-patch+json" if !place.kind.custom => {
+            let changes = body(request)?;
+            if has_list(&changes) {
+                return Err(Failure::new(
+                    415,
+                    "UnsupportedMediaType",
+                    "this server merges no lists strategically: use a merge patch or apply",
+                ));
+            }
+            Ok((Patch::Merge(changes), update))
+        }
+        "application/apply-patch+yaml" | "application/apply-patch+json" => {
+            let manager = manager(request, place, true);
+            if request.parameter("fieldManager").is_empty() {
+                let what = "Required value: is required for apply patch";
+                let wrong = [("FieldValueRequired", "fieldManager".to_owned(), what.to_owned())];
+                return Err(Failure::invalid("PatchOptions.meta.k8s.io", "", &wrong));
+            }
+            let object = body(request)?;
+            if object["apiVersion"].as_str().is_none() || object["kind"].as_str().is_none() {
+                return Err(Failure::bad_request("an apply needs apiVersion and kind in the object"));
+            }
+            if object["metadata"].get("managedFields").is_some_and(|fields| !fields.is_null()) {
+                return Err(Failure::bad_request("metadata.managedFields must be nil"));
+            }
+            Ok((Patch::Apply { object, force: request.flag("force") }, manager))
+        }
+        other => {
+            let what = format!("the body of the request was in an unknown format - \"{other}\" is not accepted");
+            Err(Failure::new(415, "UnsupportedMediaType", what))
+        }
+    }
+}
+
+fn has_list(value: &Value) -> bool {
+    match value {
+        Value::Array(_) => true,
+        Value::Object(map) => map.values().any(has_list),
+        _ => false,
+    }
+}
+
+/// The body, in JSON or YAML.
+fn body(request: &Request) -> Result<Value, Failure> {
+    let json = serde_json::from_slice(&request.body);
+    let parsed = json.or_else(|error| {
+        let yaml = request.content_type.contains("yaml");
+        if yaml { serde_norway::from_slice(&request.body).map_err(|_| error) } else { Err(error) }
+    });
+    parsed.map_err(|error| Failure::bad_request(format!("the object provided is unrecognized: {error}")))
+}
+
+fn delete_options(request: &Request) -> Result<DeleteOptions, Failure> {
+    let options = if request.body.is_empty() { json!({}) } else { body(request)? };
+    let own = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
+    let grace = request.parameter("gracePeriodSeconds").parse().ok();
+    Ok(DeleteOptions {
+        grace_seconds: options["gracePeriodSeconds"].as_u64().or(grace),
+        uid: own("uid"),
+        version: own("resourceVersion"),
+    })
+}
+
+fn shown(request: &Request, kind: &Kind, object: &Value) -> Vec<u8> {
+    let mut text = Vec::new();
+    let form = if request.method == "GET" || request.method == "PATCH" { list::form(request) } else { Form::Whole };
+    render::object(&mut text, kind, object, form, true);
+    text
+}

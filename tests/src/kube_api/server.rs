@@ -1,0 +1,283 @@
+//! HTTP over the cluster: connections accepted, requests read, watches fed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::{Response, header};
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockAddr, Socket};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Duration, sleep};
+
+use super::cluster::{Cluster, DeleteOptions, harness};
+use super::failure::Failure;
+use super::faults::Knobs;
+use super::feed::{self, Body};
+use super::request::{Place, Request, query};
+use super::rest::{self, Outcome};
+use super::time::now;
+
+/// As many connections as the system lets wait.
+const BACKLOG: i32 = 1024;
+
+/// What connections and tests share.
+#[derive(Debug)]
+pub struct Shared {
+    cluster: Mutex<Cluster>,
+    knobs: Mutex<Knobs>,
+    sockets: Vec<(Socket, SockAddr)>,
+    /// Counted up with each change of the cluster.
+    changed: watch::Sender<u64>,
+    /// Counted up when all watches are cut.
+    watches: watch::Sender<u64>,
+    /// Counted up when all connections are cut.
+    connections: watch::Sender<u64>,
+    listening: watch::Sender<bool>,
+}
+
+impl Shared {
+    /// A new cluster behind `sockets`, which listen.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(sockets: Vec<std::net::TcpListener>) -> io::Result<Self> {
+        let bound = |socket: std::net::TcpListener| {
+            socket.set_nonblocking(true)?;
+            let socket = Socket::from(socket);
+            let address = socket.local_addr()?;
+            Ok((socket, address))
+        };
+        Ok(Self {
+            cluster: Mutex::new(Cluster::new()),
+            knobs: Mutex::default(),
+            sockets: sockets.into_iter().map(bound).collect::<io::Result<_>>()?,
+            changed: watch::Sender::new(0),
+            watches: watch::Sender::new(0),
+            connections: watch::Sender::new(0),
+            listening: watch::Sender::new(true),
+        })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What goes wrong.
+    pub fn knobs(&self) -> MutexGuard<'_, Knobs> {
+        self.knobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.sockets.iter().filter_map(|(_, address)| address.as_socket())
+    }
+
+    /// Lets all watches look for changes.
+    pub fn wake_watches(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Counts what wakes the watches.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Counts what cuts the watches.
+    pub fn watch_cuts(&self) -> watch::Receiver<u64> {
+        self.watches.subscribe()
+    }
+
+    /// Cuts all watches.
+    pub fn cut_watches(&self) {
+        self.watches.send_modify(|count| *count += 1);
+    }
+
+    /// Cuts all connections.
+    pub fn cut_connections(&self) {
+        self.connections.send_modify(|count| *count += 1);
+    }
+
+    /// The sockets stay bound, and what connects is refused.
+    pub fn stop_listening(&self) -> io::Result<()> {
+        if !self.listening.send_replace(false) {
+            return Ok(());
+        }
+        for (socket, address) in &self.sockets {
+            socket.shutdown(std::net::Shutdown::Both)?;
+            // A port that the system chose is given back by this; one that was asked for is not, and stays bound.
+            match socket.bind(address) {
+                Err(error) if error.raw_os_error() != Some(nix::libc::EINVAL) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The sockets listen again.
+    pub fn listen(&self) -> io::Result<()> {
+        for (socket, _) in &self.sockets {
+            socket.listen(BACKLOG)?;
+        }
+        self.listening.send_replace(true);
+        Ok(())
+    }
+}
+
+/// Serves until dropped.
+pub async fn serve(shared: Arc<Shared>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for place in 0..shared.sockets.len() {
+        tasks.spawn(accept(Arc::clone(&shared), place));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn accept(shared: Arc<Shared>, place: usize) {
+    let mut listening = shared.listening.subscribe();
+    let mut stop = shared.listening.subscribe();
+    while listening.wait_for(|&listening| listening).await.is_ok() {
+        let Some((socket, _)) = shared.sockets.get(place) else { return };
+        let copy = socket.try_clone().and_then(|socket| TcpListener::from_std(socket.into()));
+        let Ok(listener) = copy else { return };
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        tokio::spawn(connection(Arc::clone(&shared), stream));
+                    }
+                    // It does not listen any more, or the system has no descriptor left for now.
+                    Err(_) => {
+                        sleep(Duration::from_millis(5)).await;
+                        break;
+                    }
+                },
+                stopped = stopped(&mut stop) => {
+                    if !stopped {
+                        return;
+                    }
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream) {
+    let mut cut = shared.connections.subscribe();
+    let mut listening = shared.listening.subscribe();
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, std::convert::Infallible>(respond(shared, request).await) }
+    });
+    let server = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
+    let mut server = std::pin::pin!(server);
+    let mut is_stopped = false;
+    loop {
+        tokio::select! {
+            _ = server.as_mut() => return,
+            _ = cut.changed() => return,
+            _ = stopped(&mut listening), if !is_stopped => {
+                is_stopped = true;
+                server.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Waits until the server does not listen; false when it has ended.
+async fn stopped(listening: &mut watch::Receiver<bool>) -> bool {
+    listening.wait_for(|&listening| !listening).await.is_ok()
+}
+
+async fn respond(shared: Arc<Shared>, incoming: http::Request<Incoming>) -> Response<Body> {
+    let request = match read(incoming).await {
+        Ok(request) => request,
+        Err(failure) => return refusal(&failure),
+    };
+    let (latency, failing) = {
+        let mut knobs = shared.knobs();
+        (knobs.latency, knobs.failure(&request.path))
+    };
+    if !latency.is_zero() {
+        sleep(latency).await;
+    }
+    if let Some(code) = failing {
+        let reason = if code == 503 { "ServiceUnavailable" } else { "InternalError" };
+        return refusal(&Failure::new(code, reason, "a fault of the test"));
+    }
+    let outcome = {
+        let forbidden = shared.knobs().forbidden.clone();
+        let mut cluster = shared.cluster();
+        let before = cluster.store.version();
+        let outcome = rest::answer(&mut cluster, &request, &forbidden, now());
+        if cluster.store.version() != before {
+            shared.wake_watches();
+        }
+        outcome
+    };
+    match outcome {
+        Ok(Outcome::Answer(code, text)) => whole(code, "application/json", text),
+        Ok(Outcome::Going(text, place, uid, after)) => {
+            tokio::spawn(end_of_grace(shared, *place, uid, after));
+            whole(200, "application/json", text)
+        }
+        Ok(Outcome::Watch(watch)) => {
+            let mut response = Response::new(feed::start(shared, *watch));
+            let json = header::HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, json);
+            response
+        }
+        Ok(Outcome::Nowhere) => whole(404, "text/plain; charset=utf-8", b"404 page not found\n".to_vec()),
+        Err(failure) => refusal(&failure),
+    }
+}
+
+/// What kubelet does when the containers of a pod have ended.
+async fn end_of_grace(shared: Arc<Shared>, place: Place, uid: String, after: Duration) {
+    sleep(after).await;
+    let key = (place.namespace.unwrap_or_default(), place.name.unwrap_or_default());
+    let change = harness(&place.kind, key, now());
+    let options = DeleteOptions { grace_seconds: Some(0), uid: Some(uid), version: None };
+    // It may be gone already.
+    let _ = shared.cluster().delete(&change, &options);
+    shared.wake_watches();
+}
+
+async fn read(incoming: http::Request<Incoming>) -> Result<Request, Failure> {
+    let (head, body) = incoming.into_parts();
+    let text = |name: header::HeaderName| {
+        let values = head.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.collect::<Vec<_>>().join(",")
+    };
+    let body = body.collect().await.map_err(|error| Failure::bad_request(error.to_string()))?;
+    Ok(Request {
+        method: head.method.to_string(),
+        path: head.uri.path().to_owned(),
+        query: query(head.uri.query().unwrap_or_default()),
+        accept: text(header::ACCEPT),
+        content_type: text(header::CONTENT_TYPE),
+        user_agent: text(header::USER_AGENT),
+        token: text(header::AUTHORIZATION).strip_prefix("Bearer ").map(str::to_owned),
+        body: body.to_bytes().to_vec(),
+    })
+}
+
+fn refusal(failure: &Failure) -> Response<Body> {
+    whole(failure.code, "application/json", failure.status().to_string().into_bytes())
+}
+
+fn whole(code: u16, media: &'static str, text: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(feed::whole(Bytes::from(text)));
+    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media));
+    response
+}
