@@ -80,11 +80,15 @@ fn kernel_config(config: &Config) -> KernelConfig {
     }
 }
 
-/// Two sockets for each connection: the usual soft limit of 1,024 would end at 500.
+/// Two sockets for each connection: the usual soft limit of 1,024 would end at 500. As many as the data path's own
+/// limit of connections asks for, else (only CAP_SYS_RESOURCE may go beyond it) as the hard limit allows.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    const ENOUGH: u64 = 1 << 17;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        let enough = hard.max(ENOUGH);
+        setrlimit(Resource::RLIMIT_NOFILE, enough, enough).or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+    });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }

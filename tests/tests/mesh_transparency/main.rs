@@ -32,7 +32,7 @@
 //! | smuggling refused | `proxy::tests`: `smuggling`, `smuggling_h2` | http |
 //! | h2c: streams both ways, trailers only, metadata, resets, PING, 1,000 streams | `http2` | requests |
 //! | a slow stream does not stall its neighbours | `http2` | requests |
-//! | 10 GiB of body, 9,000 idle connections, a client that does not read: memory | `memory` (long) | http |
+//! | 10 GiB of body, 10,000 idle connections, a client that does not read: memory | `memory` (long) | http |
 //! | GOAWAY drains | `http2: goaway_drains` | http |
 //! | gRPC in another language | `apps` | requests |
 //! | curl, h2load, nginx, redis | `apps` | requests, streams |

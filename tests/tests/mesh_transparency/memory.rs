@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::mesh::{Mesh, scenario};
 use mesh_tests::scale;
 use mesh_tests::topology::Side;
+use nix::sys::resource::{Resource, setrlimit};
 
 use crate::http1::{OK, talk};
 use crate::message::{Kind, Reader};
@@ -60,8 +61,10 @@ fn idle_connections_and_endless_bodies_hold_little() -> Result<()> {
         };
         open().context("the first one")?;
 
+        // Both ends of each are this process's.
+        setrlimit(Resource::RLIMIT_NOFILE, 1 << 16, 1 << 16)?;
         let before = memory(mesh)?;
-        let count = scale::pick(300, 9_000);
+        let count = scale::pick(300, 10_000);
         let idle: Vec<(Ends<'_>, TcpStream)> = (0..count).map(|_| open()).collect::<Result<_>>()?;
         has_grown(mesh, before, count * IDLE_BYTES + SLACK_BYTES, "idle connections")?;
         for (ends, server) in &idle {
