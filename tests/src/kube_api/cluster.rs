@@ -209,11 +209,12 @@ impl Cluster {
         let key = (String::new(), name.to_owned());
         let going = self.store.get("namespaces", &key);
         let going = going.is_some_and(|namespace| namespace["metadata"]["deletionTimestamp"].is_string());
-        let used = self
-            .storages()
-            .filter(|kind| kind.namespaced)
-            .any(|kind| self.store.all(&kind.resource()).any(|(key, _)| key.0 == name));
-        if going && !used {
+        if !going {
+            return;
+        }
+        let holds = |kind: &Kind| self.store.all(&kind.resource()).any(|(key, _)| key.0 == name);
+        let used = self.storages().any(|kind| kind.namespaced && holds(kind));
+        if !used {
             self.store.remove("namespaces", &key);
         }
     }

@@ -74,8 +74,22 @@ impl Kind {
             custom: false,
             generation: !group.is_empty() || kind == "Pod",
             schema: None,
-            short_names: Vec::new(),
+            short_names: short_names(kind).iter().map(|&name| name.to_owned()).collect(),
         }
+    }
+}
+
+fn short_names(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "Namespace" => &["ns"],
+        "Node" => &["no"],
+        "Pod" => &["po"],
+        "Service" => &["svc"],
+        "ServiceAccount" => &["sa"],
+        "ConfigMap" => &["cm"],
+        "Event" => &["ev"],
+        "CustomResourceDefinition" => &["crd", "crds"],
+        _ => &[],
     }
 }
 
