@@ -18,6 +18,8 @@ pub struct Knobs {
     pub forbidden: Vec<(String, String)>,
     /// Watches stay open and tell nothing.
     pub stale: bool,
+    /// Who shows no token is nobody, not admin.
+    pub tokens_required: bool,
 }
 
 impl Knobs {
@@ -65,6 +67,11 @@ impl Faults<'_> {
     /// Permits everything again.
     pub fn permit_all(&self) {
         self.knobs().forbidden.clear();
+    }
+
+    /// Refuses with 401 whoever shows no token; kubectl shows none without TLS.
+    pub fn require_tokens(&self, required: bool) {
+        self.knobs().tokens_required = required;
     }
 
     /// Leaves watches open without telling them anything, until it is turned off: then they are told all.

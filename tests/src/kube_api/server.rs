@@ -203,9 +203,9 @@ async fn respond(shared: Arc<Shared>, incoming: http::Request<Incoming>) -> Resp
         Ok(request) => request,
         Err(failure) => return refusal(&failure),
     };
-    let (latency, failing) = {
+    let (latency, failing, nobody) = {
         let mut knobs = shared.knobs();
-        (knobs.latency, knobs.failure(&request.path))
+        (knobs.latency, knobs.failure(&request.path), knobs.tokens_required && request.token.is_none())
     };
     if !latency.is_zero() {
         sleep(latency).await;
@@ -213,6 +213,9 @@ async fn respond(shared: Arc<Shared>, incoming: http::Request<Incoming>) -> Resp
     if let Some(code) = failing {
         let reason = if code == 503 { "ServiceUnavailable" } else { "InternalError" };
         return refusal(&Failure::new(code, reason, "a fault of the test"));
+    }
+    if nobody {
+        return refusal(&Failure::new(401, "Unauthorized", "Unauthorized"));
     }
     let outcome = {
         let forbidden = shared.knobs().forbidden.clone();

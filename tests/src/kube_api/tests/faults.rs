@@ -42,6 +42,14 @@ fn single_verbs_are_forbidden() {
 }
 
 #[test]
+fn tokens_are_required_when_told_so() {
+    let server = shop();
+    server.faults().require_tokens(true);
+    assert_eq!(ask_with(&server, "GET", PODS, &[("Authorization", "")], "").0, 401);
+    assert_eq!(get(&server, PODS).0, 200);
+}
+
+#[test]
 fn watches_are_cut_in_the_middle() {
     let server = shop();
     let mut watching = Watching::new(&server, &format!("{PODS}?watch=1"));
