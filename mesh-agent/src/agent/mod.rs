@@ -10,6 +10,7 @@ mod kernel_events;
 mod metrics;
 mod pods;
 mod pods_thread;
+mod source;
 mod stage;
 mod status;
 
@@ -26,8 +27,7 @@ use tokio::task::JoinHandle;
 use crate::admin::{Condition, Readiness};
 use crate::balance::Balancer;
 use crate::capture::{Half, Kernel, KernelConfig, uninstall as uninstall_instance};
-use crate::config::{Ca, Config, Source};
-use crate::control::{self, DirConfig, publish_captured};
+use crate::config::{Ca, Config};
 use crate::identity::{
     CaAuth, CaClient, CertStore, GrpcCa, GrpcTarget, LocalCa, NodeIdentity, NodeLogin, NodeName, Rotator,
     RotatorSettings,
@@ -44,6 +44,7 @@ use handover::successor;
 use metrics::{Board, BoardCollector};
 use pods::{Parts, Pods};
 use pods_thread::{Order, PodsThread};
+use source::ObjectSource;
 
 /// How often series of vanished workloads are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -108,7 +109,7 @@ struct Base {
 }
 
 impl Base {
-    fn start(config: &Config) -> Result<Self> {
+    fn start(config: &Config, objects: &ObjectSource) -> Result<Self> {
         let ready = Arc::new(Readiness::waiting(&[
             (Condition::Source, "the objects have not been read yet"),
             (Condition::Pods, "the pods have not been looked at yet"),
@@ -122,14 +123,16 @@ impl Base {
         let wanted = watch::Sender::new(BTreeSet::new());
         let rotator = Rotator::new(Arc::clone(&certificates), ca_client(config)?, RotatorSettings::default());
         tokio::spawn(rotator.run(wanted.subscribe()));
-        let source = tokio::spawn(read_source(config.clone(), Arc::clone(&snapshots)));
+        objects.register(&registry);
+        let source = tokio::spawn(objects.clone().run(config.clone(), Arc::clone(&snapshots)));
         Ok(Self { ready, snapshots, certificates, wanted, registry, telemetry, spans, source })
     }
 }
 
 async fn serve(config: Config) -> Result<()> {
     let mut stop = Stop::on_signals()?;
-    let mut base = Base::start(&config)?;
+    let objects = ObjectSource::open(&config.source).await?;
+    let mut base = Base::start(&config, &objects)?;
     let prepared = async || successor::prepared(&base.snapshots, &base.certificates, &base.wanted).await;
     let mandate = tokio::select! {
         mandate = successor::take_over(&config.state_dir, &config.instance, prepared) => mandate?,
@@ -177,7 +180,7 @@ async fn serve(config: Config) -> Result<()> {
         proxy: Arc::clone(&proxy),
         certificates: Arc::clone(&base.certificates),
         wanted: base.wanted.clone(),
-        publish: publisher(&config),
+        publish: objects.publisher(&config.node)?,
         wire: proxy::WIRE.iter().map(|alpn| Arc::from(*alpn)).collect(),
         linger,
     };
@@ -294,20 +297,6 @@ fn ca_client(config: &Config) -> Result<Arc<dyn CaClient>> {
             Arc::new(GrpcCa::new(target, CaAuth::Node(login))?)
         }
     })
-}
-
-async fn read_source(config: Config, snapshots: Arc<SnapshotStore>) -> Result<()> {
-    let Source::Dir(path) = config.source;
-    let Config { node, trust_domain, node_local_dns, .. } = config;
-    let config = DirConfig { path, node, trust_domain, node_local_dns: Some(node_local_dns) };
-    control::run(config, snapshots, std::future::pending()).await?;
-    Ok(())
-}
-
-fn publisher(config: &Config) -> pods::Publish {
-    let Source::Dir(dir) = config.source.clone();
-    let node = config.node.clone();
-    Box::new(move |pods| publish_captured(&dir, &node, pods))
 }
 
 /// Forgets what is remembered of workloads and endpoints that are gone.

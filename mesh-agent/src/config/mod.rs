@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::capture::{Half, Kubelet};
+use crate::control::ApiAccess;
 use crate::policy::egress::NODE_LOCAL_DNS;
 use crate::proxy::HttpLimits;
 use crate::telemetry::Settings;
@@ -20,9 +21,16 @@ pub struct RunArgs {
     /// Name of this node: pods with this `spec.nodeName` are its own.
     #[arg(long, env = "NODE_NAME")]
     node: String,
-    /// Where the objects come from: `dir:PATH`, a directory of YAML files that is watched.
+    /// Where the objects come from: `dir:PATH`, a directory of YAML files that is watched; `kube`, the API server of
+    /// --kubeconfig or of the cluster the agent runs in; `kube:CONTEXT`, that of a context of the kubeconfig.
     #[arg(long, env = "MESH_SOURCE")]
     source: String,
+    /// How the API server is reached from outside a cluster.
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Believe the mesh-agent.io/netns of pods from the API server: only where nobody but operators creates pods.
+    #[arg(long, env = "MESH_TRUST_NETNS_ANNOTATION")]
+    trust_netns_annotation: bool,
     /// Name of this instance; its programs and maps are pinned under BPFFS/INSTANCE.
     #[arg(long, env = "MESH_INSTANCE", default_value = "mesh-agent")]
     instance: String,
@@ -136,6 +144,13 @@ pub struct Config {
 pub enum Source {
     /// A watched directory.
     Dir(PathBuf),
+    /// An API server.
+    Kube {
+        /// How it is reached.
+        access: ApiAccess,
+        /// Whether pods' `mesh-agent.io/netns` is believed.
+        trust_netns: bool,
+    },
 }
 
 /// Certificate authority.
@@ -178,7 +193,7 @@ impl RunArgs {
     /// All mistakes at once, each with the option's name and the way out.
     pub fn check(self) -> Result<Config, ConfigErrors> {
         let mut errors = Vec::new();
-        let source = keep(&mut errors, parse_source(&self.source));
+        let source = keep(&mut errors, parse_source(&self));
         let ca = keep(&mut errors, parse_ca(&self));
         let metrics = keep(&mut errors, parse("--metrics", &self.metrics, "an address and port, like 0.0.0.0:9090"));
         let workers = keep(&mut errors, parse::<usize>("--workers", &self.workers, "a number, 0 for automatic"));
@@ -269,13 +284,20 @@ fn parse<T: FromStr>(option: &str, value: &str, expected: &str) -> Result<T, Str
     value.parse().map_err(|_| format!("{option} `{value}`: not {expected}"))
 }
 
-fn parse_source(value: &str) -> Result<Source, String> {
+fn parse_source(args: &RunArgs) -> Result<Source, String> {
+    let value = &*args.source;
+    let kube = |context: Option<&str>| Source::Kube {
+        access: ApiAccess { kubeconfig: args.kubeconfig.clone(), context: context.map(str::to_owned) },
+        trust_netns: args.trust_netns_annotation,
+    };
     match value.split_once(':') {
+        None if value == "kube" => Ok(kube(None)),
+        Some(("kube", context)) if !context.is_empty() => Ok(kube(Some(context))),
         Some(("dir", path)) if !path.is_empty() => match Path::new(path).is_dir() {
             true => Ok(Source::Dir(path.into())),
             false => Err(format!("--source `{value}`: {path} is not a directory")),
         },
-        _ => Err(format!("--source `{value}`: expected dir:PATH")),
+        _ => Err(format!("--source `{value}`: expected dir:PATH, kube or kube:CONTEXT")),
     }
 }
 
@@ -366,12 +388,29 @@ mod tests {
     }
 
     #[test]
+    fn an_api_server_is_a_source() {
+        let source = |args: &[&str]| {
+            let common = ["--node", "a", "--cgroup", "/c"];
+            check(&[&common, args].concat()).expect("good").source
+        };
+        let kube = |kubeconfig: Option<&str>, context: Option<&str>, trust_netns| Source::Kube {
+            access: ApiAccess { kubeconfig: kubeconfig.map(Into::into), context: context.map(Into::into) },
+            trust_netns,
+        };
+        // Whatever KUBECONFIG says here.
+        assert!(matches!(source(&["--source", "kube"]), Source::Kube { trust_netns: false, .. }));
+        assert_eq!(source(&["--source", "kube", "--kubeconfig", "/k"]), kube(Some("/k"), None, false));
+        let all = ["--source", "kube:c:d", "--kubeconfig", "/k", "--trust-netns-annotation"];
+        assert_eq!(source(&all), kube(Some("/k"), Some("c:d"), true));
+    }
+
+    #[test]
     fn every_mistake_is_named_at_once() {
         let errors = check(&[
             "--node",
             "A_",
             "--source",
-            "kube",
+            "kube:",
             "--cgroup",
             "c",
             "--workers",

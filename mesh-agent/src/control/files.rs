@@ -19,9 +19,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::compile::{Found, Objects};
+use super::compile::Objects;
 use super::document::{Document, documents};
-use super::object::{self, Key, Mistake, Object, Reading};
+use super::keep::{Entry, problem};
+use super::object::{self, Key, Mistake, Object};
 use crate::model::problem::{Effect, Problem};
 
 /// Everything read so far.
@@ -36,14 +37,6 @@ struct File {
     digest: Option<u64>,
     entries: Vec<Entry>,
     unavailable: Option<Problem>,
-}
-
-/// One object or one mistake of a file.
-#[derive(Debug)]
-struct Entry {
-    key: Option<Key>,
-    object: Option<Object>,
-    problems: Vec<Problem>,
 }
 
 impl Files {
@@ -129,27 +122,6 @@ impl Files {
     }
 }
 
-impl Objects {
-    fn add(&mut self, object: Object, location: &Arc<str>) {
-        fn found<T>(object: Arc<T>, location: &Arc<str>) -> Found<T> {
-            Found { object, location: Arc::clone(location) }
-        }
-        match object {
-            Object::Namespace(one) => self.namespaces.push(found(one, location)),
-            Object::Node(one) => self.nodes.push(found(one, location)),
-            Object::Pod(one) => self.pods.push(found(one, location)),
-            Object::Service(one) => self.services.push(found(one, location)),
-            Object::Slice(one) => self.slices.push(found(one, location)),
-            Object::CaptureState(one) => self.captures.push(found(one, location)),
-            Object::Peer(one) => self.peers.push(found(one, location)),
-            Object::Traffic(one) => self.traffic.push(found(one, location)),
-            Object::Authorization(targets) => self.policies.extend(targets),
-            Object::Route(one) => self.routes.push(found(one, location)),
-            Object::ServiceAccount | Object::ReferenceGrant => {}
-        }
-    }
-}
-
 /// The entries of a file; `before` are those of its last version.
 fn read(location: &Arc<str>, bytes: &[u8], before: Vec<Entry>) -> Vec<Entry> {
     let mut last_good: HashMap<Key, Object> =
@@ -179,33 +151,7 @@ fn read(location: &Arc<str>, bytes: &[u8], before: Vec<Entry>) -> Vec<Entry> {
 }
 
 fn read_object(location: &Arc<str>, value: &Value, repeated: &[String], last_good: &mut HashMap<Key, Object>) -> Entry {
-    match object::read(value, repeated) {
-        Reading::Foreign => Entry { key: None, object: None, problems: Vec::new() },
-        Reading::Object(key, object, mistakes) => {
-            last_good.remove(&key);
-            let effect = object.effect_of_mistakes();
-            let problems =
-                mistakes.into_iter().map(|mistake| problem(location, key.to_string().into(), mistake, effect));
-            Entry { problems: problems.collect(), key: Some(key), object: Some(object) }
-        }
-        Reading::Unusable(key, mistakes) => {
-            let object = key.as_ref().and_then(|key| last_good.remove(key));
-            let effect = if object.is_some() { Effect::KeepsLast } else { Effect::Ignored };
-            let title: Arc<str> = key.as_ref().map_or_else(|| describe(value), ToString::to_string).into();
-            let problems = mistakes.into_iter().map(|mistake| problem(location, Arc::clone(&title), mistake, effect));
-            Entry { problems: problems.collect(), key, object }
-        }
-    }
-}
-
-/// What to call an object whose kind or name is not known.
-fn describe(value: &Value) -> String {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    let name = text(value.get("metadata").and_then(|metadata| metadata.get("name")));
-    match (text(value.get("kind")), name) {
-        (kind, name) if kind.is_empty() && name.is_empty() => "document".to_owned(),
-        (kind, name) => format!("{kind} {name}").trim().to_owned(),
-    }
+    Entry::new(location, value, object::read(value, repeated), |key| last_good.remove(key))
 }
 
 /// What an unreadable text is taken for. The first one of a file also keeps what is missing from the file.
@@ -235,9 +181,4 @@ fn duplicate(location: &Arc<str>, key: &Key, first: &str, effect: Effect) -> Pro
         _ => format!("defined in {first} too, which is in force"),
     };
     problem(location, key.to_string().into(), Mistake { field: "metadata.name".to_owned(), reason }, effect)
-}
-
-fn problem(location: &Arc<str>, object: Arc<str>, mistake: Mistake, effect: Effect) -> Problem {
-    let Mistake { field, reason } = mistake;
-    Problem { location: Arc::clone(location), object, field: field.into(), reason: reason.into(), effect }
 }

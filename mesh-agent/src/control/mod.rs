@@ -1,13 +1,16 @@
 //! Sources of Kubernetes objects → model → snapshot.
 //!
-//! `dir` sees that a file changed, `files` keeps what the files say, `object` reads one object, `compile` joins
-//! them into snapshot parts, and [`run`] publishes those when they differ. Everything but `dir` and `publish` is
-//! pure. Nothing here decides about a connection; nothing of the data path is imported.
+//! `dir` sees that a file changed, `files` keeps what the files say; `kube` does both for an API server. `keep` says
+//! what is kept of an object between two versions, `object` reads one, `compile` joins them into snapshot parts, and
+//! [`run`] and [`Cluster::run`] publish those when they differ. Everything but `dir`, `kube` and `publish` is pure.
+//! Nothing here decides about a connection; nothing of the data path is imported.
 
 mod compile;
 mod dir;
 mod document;
 mod files;
+mod keep;
+mod kube;
 mod object;
 mod publish;
 mod source;
@@ -24,6 +27,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::dir::Watcher;
+pub use self::kube::{ApiAccess, CapturePublisher, Cluster, KindHealth, KubeConfig};
 pub use self::publish::{Published, publish_captured};
 use self::source::DirSource;
 use crate::model::identity::{Identity, IdentityError};
@@ -68,6 +72,9 @@ pub enum ControlError {
     /// The operator's mistake: a node name that cannot be part of a file name.
     #[error("`{0}` is not a node name: lower-case letters, digits, `-` and `.`")]
     NodeName(String),
+    /// The operator's mistake: no kubeconfig and no service account says how the API server is reached.
+    #[error("{0}")]
+    ApiAccess(String),
     /// Ours: a fault of the agent itself.
     #[error("internal: {0}")]
     Internal(String),

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::ControlError;
-use super::object::render_capture_state;
+use super::object::capture_state;
 use crate::model::workload::{Captured, WorkloadUid};
 
 /// One captured pod.
@@ -33,14 +35,19 @@ pub fn publish_captured(dir: &Path, node: &str, pods: &[Published]) -> Result<()
     if node.is_empty() || node.starts_with('.') || !node.bytes().all(allowed) {
         return Err(ControlError::NodeName(node.to_owned()));
     }
-    let mut pods: Vec<&Published> = pods.iter().collect();
-    pods.sort_by(|a, b| a.uid.cmp(&b.uid));
-    let pods = pods.into_iter().map(|pod| (&*pod.uid, pod.name.clone(), &pod.captured));
-    let text = render_capture_state(node, pods).map_err(|error| ControlError::Internal(error.to_string()))?;
+    let text =
+        serde_norway::to_string(&state(node, pods)).map_err(|error| ControlError::Internal(error.to_string()))?;
     let path = dir.join(format!("captured.{node}.yaml"));
     // Hidden and not *.yaml: no source reads it.
     let written = dir.join(format!(".captured.{node}.yaml.tmp"));
     replace(dir, &written, &path, &text).map_err(|source| ControlError::Write { path, source })
+}
+
+/// The object that says so.
+pub(super) fn state(node: &str, pods: &[Published]) -> Value {
+    let mut pods: Vec<&Published> = pods.iter().collect();
+    pods.sort_by(|a, b| a.uid.cmp(&b.uid));
+    capture_state(node, pods.into_iter().map(|pod| (&*pod.uid, pod.name.clone(), &pod.captured)))
 }
 
 fn replace(dir: &Path, written: &Path, path: &Path, text: &str) -> io::Result<()> {

@@ -60,14 +60,11 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Capture
     Ok(CaptureState { node: spec.node.into(), pods: spec.pods.into_iter().map(captured).collect() })
 }
 
-/// The object that [`read`] reads, as YAML; `pods` are uid, `namespace/name` and what is published.
-///
-/// # Errors
-/// When the YAML writer fails, which it has no reason to.
-pub(in crate::control) fn render<'a>(
+/// The object that [`read`] reads; `pods` are uid, `namespace/name` and what is published.
+pub(in crate::control) fn to_value<'a>(
     node: &str,
     pods: impl Iterator<Item = (&'a str, String, &'a Captured)>,
-) -> Result<String, serde_norway::Error> {
+) -> Value {
     let pods: Vec<RawPod> = pods
         .map(|(uid, name, captured)| RawPod {
             uid: uid.to_owned(),
@@ -76,10 +73,10 @@ pub(in crate::control) fn render<'a>(
             wire: captured.wire.iter().map(ToString::to_string).collect(),
         })
         .collect();
-    serde_norway::to_string(&json!({
+    json!({
         "apiVersion": API_VERSION,
         "kind": Kind::CaptureState.as_str(),
         "metadata": {"name": node},
         "spec": {"node": node, "pods": pods},
-    }))
+    })
 }

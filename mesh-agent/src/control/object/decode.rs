@@ -14,7 +14,15 @@ pub(in crate::control) struct Mistake {
     pub(in crate::control) reason: String,
 }
 
+/// How the reason begins when a field is not known.
+const UNKNOWN_FIELD: &str = "unknown field:";
+
 impl Mistake {
+    /// Whether it says no more than that we do not know the field.
+    pub(in crate::control) fn is_unknown_field(&self) -> bool {
+        self.reason.starts_with(UNKNOWN_FIELD)
+    }
+
     pub(super) fn new(field: impl Display, reason: impl Display) -> Self {
         Self { field: field.to_string(), reason: reason.to_string() }
     }
@@ -27,7 +35,8 @@ impl Mistake {
 pub(super) fn decode<T: DeserializeOwned>(value: &Value) -> (Result<T, Mistake>, Vec<Mistake>) {
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| {
-        unknown.push(Mistake::new(render(&path), "unknown field: misspelt, or of another version?"));
+        let reason = format!("{UNKNOWN_FIELD} misspelt, or of another version?");
+        unknown.push(Mistake::new(render(&path), reason));
     };
     let known = serde_ignored::Deserializer::new(value, &mut note);
     let result = serde_path_to_error::deserialize(known).map_err(|error| {

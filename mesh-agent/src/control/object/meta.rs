@@ -31,7 +31,7 @@ pub(in crate::control) enum Mode {
 }
 
 /// The key of an object, read leniently: it is needed most when the object has mistakes.
-pub(super) fn key(kind: Kind, value: &Value) -> Key {
+pub(in crate::control) fn key(kind: Kind, value: &Value) -> Key {
     let text = |field: &str| match value.get("metadata").and_then(|metadata| metadata.get(field)) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),
@@ -87,6 +87,16 @@ pub(super) fn netns(annotations: &BTreeMap<String, String>, mistakes: &mut Vec<M
     let reason = format!("`{}` is not an absolute path", path.display());
     mistakes.push(Mistake::new(format!("metadata.annotations[{NETNS}]"), reason));
     None
+}
+
+/// Takes [`NETNS`] off an object of the API server: whoever may create a pod there could make the agent open any
+/// path of the node.
+pub(in crate::control) fn withhold_netns(value: &mut Value) -> Option<Mistake> {
+    let annotations = value.get_mut("metadata")?.get_mut("annotations")?.as_object_mut()?;
+    annotations.remove(NETNS)?;
+    let reason = "not believed: whoever may create pods could name any path of the node; \
+                  --trust-netns-annotation where that is only operators";
+    Some(Mistake::new(format!("metadata.annotations[{NETNS}]"), reason))
 }
 
 fn list<T>(

@@ -29,9 +29,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub(super) use self::capture_state::{CaptureState, render as render_capture_state};
+pub(super) use self::capture_state::{CaptureState, to_value as capture_state};
 pub(super) use self::decode::Mistake;
-pub(super) use self::meta::{EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, MODE_LABEL, Mode};
+pub(super) use self::meta::{
+    EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, MODE_LABEL, Mode, key, withhold_netns,
+};
 pub(super) use self::peer_policy::{PeerPolicy, UdpPorts};
 pub(super) use self::place::{Namespace, Node};
 pub(super) use self::pod::Pod;
@@ -69,7 +71,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -87,7 +89,7 @@ impl Kind {
         Self::ReferenceGrant,
     ];
 
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
@@ -104,8 +106,29 @@ impl Kind {
         }
     }
 
+    /// The name in the paths of the API.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::Pod => "pods",
+            Self::Service => "services",
+            Self::ServiceAccount => "serviceaccounts",
+            Self::EndpointSlice => "endpointslices",
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::PeerPolicy => "peerpolicies",
+            Self::TrafficPolicy => "trafficpolicies",
+            Self::CaptureState => "capturestates",
+            Self::Route(RouteKind::Http) => "httproutes",
+            Self::Route(RouteKind::Grpc) => "grpcroutes",
+            Self::Route(RouteKind::Tls) => "tlsroutes",
+            Self::Route(RouteKind::Tcp) => "tcproutes",
+            Self::ReferenceGrant => "referencegrants",
+        }
+    }
+
     /// The group and versions that we read.
-    fn api(self) -> (&'static str, &'static [&'static str]) {
+    pub(super) fn api(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => ("", &["v1"]),
             Self::EndpointSlice => ("discovery.k8s.io", &["v1"]),
@@ -122,6 +145,11 @@ impl Kind {
     /// Objects of such a kind deny what they target while they have a mistake.
     pub(super) fn is_enforcement(self) -> bool {
         matches!(self, Self::AuthorizationPolicy | Self::PeerPolicy)
+    }
+
+    /// Part of every API server, which has checked the object: a field that we do not know is a newer one's.
+    pub(super) fn is_built_in(self) -> bool {
+        matches!(self.api().0, "" | "discovery.k8s.io")
     }
 
     fn is_namespaced(self) -> bool {

@@ -1,0 +1,170 @@
+//! What the API server has said so far, and all objects that follow from it. Pure: [`Event`]s come in, snapshot
+//! parts go out.
+//!
+//! Nothing goes out before every kind has been listed, and nothing is forgotten but what the API server says is
+//! gone: a list in which it is missing, or a deletion.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Event, Key, Kind, Object, Reading};
+use crate::control::compile::{Objects, compile};
+use crate::control::keep::Entry;
+use crate::model::problem::{Effect, Problem};
+use crate::snapshot::SnapshotParts;
+
+/// Where the objects were found, as problems name it.
+const LOCATION: &str = "API server";
+
+/// The state of the Kubernetes source.
+#[derive(Debug)]
+pub(super) struct Store {
+    location: Arc<str>,
+    /// In the order of their keys: the same objects give the same snapshot, whatever order they came in.
+    entries: BTreeMap<Key, Entry>,
+    kinds: BTreeMap<Kind, Standing>,
+    /// Something has changed since the last [`Self::compile`].
+    changed: bool,
+}
+
+/// How far one kind has come.
+#[derive(Debug, Default)]
+struct Standing {
+    listing: Listing,
+    /// Why it cannot be read at present.
+    away: Option<String>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Listing {
+    #[default]
+    Awaited,
+    Done,
+    /// Not served.
+    Absent,
+}
+
+impl Store {
+    /// One that has heard of nothing yet and waits for `kinds`.
+    pub(super) fn new(kinds: &[Kind]) -> Self {
+        let kinds = kinds.iter().map(|kind| (*kind, Standing::default())).collect();
+        Self { location: LOCATION.into(), entries: BTreeMap::new(), kinds, changed: true }
+    }
+
+    /// Takes in what a watch says.
+    pub(super) fn apply(&mut self, event: Event) {
+        match event {
+            Event::Listed(kind, readings) => self.listed(kind, readings),
+            Event::Put(key, reading) => self.put(key, reading),
+            Event::Removed(key) => self.changed |= self.entries.remove(&key).is_some(),
+            Event::Absent(kind) => self.stand(kind, |standing| {
+                *standing = Standing { listing: Listing::Absent, away: None };
+            }),
+            Event::Connected(kind) => self.stand(kind, |standing| standing.away = None),
+            Event::Away(kind, reason) => self.stand(kind, |standing| standing.away = Some(reason)),
+        }
+    }
+
+    /// Whether every kind has been listed, or is not there to be listed.
+    pub(super) fn is_complete(&self) -> bool {
+        self.kinds.values().all(|standing| standing.listing != Listing::Awaited)
+    }
+
+    /// Everything in force; `None` while something is missing, or when nothing has changed since it was last asked.
+    pub(super) fn compile(&mut self, node: &Arc<str>, trust_domain: &Arc<str>) -> Option<SnapshotParts> {
+        if !self.is_complete() || !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        Some(compile(&self.objects(), node, trust_domain))
+    }
+
+    fn objects(&self) -> Objects {
+        let mut objects = Objects { problems: self.standing_problems(), ..Objects::default() };
+        for entry in self.entries.values() {
+            objects.problems.extend(entry.problems.iter().cloned());
+            if let Some(object) = &entry.object {
+                objects.add(object.clone(), &self.location);
+            }
+        }
+        objects
+    }
+
+    /// What cannot be read at present: one problem for each reason, and one for each kind that is not served.
+    pub(super) fn standing_problems(&self) -> Vec<Problem> {
+        let mut by_reason: BTreeMap<(&str, Effect), Vec<&str>> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (kind, standing) in &self.kinds {
+            if let Some(reason) = &standing.away {
+                let known = standing.listing != Listing::Awaited;
+                let effect = if known { Effect::KeepsLast } else { Effect::Ignored };
+                by_reason.entry((reason, effect)).or_default().push(kind.as_str());
+            }
+            if standing.listing == Listing::Absent {
+                problems.push(self.absent(*kind));
+            }
+        }
+        problems.extend(
+            by_reason
+                .into_iter()
+                .map(|((reason, effect), kinds)| self.problem(kinds.join(", "), reason.into(), effect)),
+        );
+        problems
+    }
+
+    fn absent(&self, kind: Kind) -> Problem {
+        let (group, versions) = kind.api();
+        let versions = versions.join(" or ");
+        let reason = format!(
+            "the API server does not serve {}.{group} ({versions}): install its CRD; it is looked for again",
+            kind.plural()
+        );
+        let effect = if self.keys_of(kind).is_empty() { Effect::Ignored } else { Effect::KeepsLast };
+        self.problem(kind.as_str().to_owned(), reason, effect)
+    }
+
+    fn problem(&self, object: String, reason: String, effect: Effect) -> Problem {
+        let (location, object) = (Arc::clone(&self.location), object.into());
+        Problem { location, object, field: "".into(), reason: reason.into(), effect }
+    }
+
+    fn stand(&mut self, kind: Kind, change: impl FnOnce(&mut Standing)) {
+        let Some(standing) = self.kinds.get_mut(&kind) else { return };
+        let before = (std::mem::take(&mut standing.listing), standing.away.clone());
+        *standing = Standing { listing: before.0, away: before.1 };
+        change(standing);
+        self.changed = true;
+    }
+
+    /// A list is all there is of a kind: compared with what is kept, so that nothing vanishes in between.
+    fn listed(&mut self, kind: Kind, readings: Vec<(Key, Reading)>) {
+        let mut gone: BTreeSet<Key> = self.keys_of(kind);
+        for (key, reading) in readings {
+            gone.remove(&key);
+            self.put(key, reading);
+        }
+        self.changed |= !gone.is_empty();
+        gone.iter().for_each(|key| {
+            self.entries.remove(key);
+        });
+        self.stand(kind, |standing| *standing = Standing { listing: Listing::Done, away: None });
+    }
+
+    fn keys_of(&self, kind: Kind) -> BTreeSet<Key> {
+        self.entries.keys().filter(|key| key.kind == kind).cloned().collect()
+    }
+
+    fn put(&mut self, key: Key, reading: Reading) {
+        let before = self.entries.remove(&key);
+        let last_good = before.as_ref().and_then(|entry| entry.object.clone()).filter(|_| !key.kind.is_enforcement());
+        let after = Entry::new(&self.location, &Value::Null, reading, |_: &Key| -> Option<Object> { last_good });
+        // Most updates concern what is not kept: nothing is compiled for them.
+        self.changed |= before.as_ref() != Some(&after);
+        self.entries.insert(key, after);
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
