@@ -1,7 +1,7 @@
 //! A whole mesh: two nodes, one certificate authority, an agent per node, pods and the objects that declare them.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::agent::{Agent, AgentOptions, Ca, CaSource, READY_WITHIN};
+use crate::kube_api::ApiServer;
 use crate::leftovers;
 use crate::objects::{NETNS_ANNOTATION, Objects, PodObject};
 use crate::pod::Pod;
@@ -19,6 +20,9 @@ use crate::wait;
 
 /// A change of the objects is in force within this (design: 1 s; the rest is for a busy machine).
 pub const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where each node finds the API server, if there is one.
+const API_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 16443);
 
 /// A pod with the object that declares it.
 #[derive(Debug)]
@@ -152,7 +156,7 @@ impl Mesh {
 
     /// Waits until connections of one node's pods to a service's addresses are captured: nothing else leads there.
     fn knows(&self, side: Side, addresses: [SocketAddr; 2]) -> Result<()> {
-        let published = self.objects.text(&captured_file(side));
+        let published = self.objects.published(side.node_name());
         let captured = self.pods.iter().find(|pod| pod.side() == side && published.contains(&pod.object.uid));
         let (Some(pod), Some(_)) = (captured, self.agents.of(side)) else { return Ok(()) };
         for address in addresses {
@@ -163,6 +167,26 @@ impl Mesh {
             })?;
         }
         Ok(())
+    }
+
+    /// Agents that are started from now on read the objects from an API server, which each node has at its loopback.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn use_api_server(&mut self) -> Result<Arc<ApiServer>> {
+        let listen = |side: Side| -> Result<TcpListener> {
+            Ok(self.topology.node(side).netns().run(|| TcpListener::bind(API_SERVER))??)
+        };
+        let listeners = Side::BOTH.into_iter().map(|side| listen(side).context("the API server's listener"));
+        let api = Arc::new(ApiServer::start(listeners.collect::<Result<_>>()?)?);
+        api.install_crds()?;
+        self.objects.mirror_to(Arc::clone(&api))?;
+        let kubeconfig = self.topology.run().subfolder("api-server")?.join("kubeconfig");
+        api.write_kubeconfig(&kubeconfig, &api.url(0)?)?;
+        self.agents_run_with("--source", "kube");
+        self.agents_run_with("--kubeconfig", &kubeconfig.display().to_string());
+        self.agents_run_with("--trust-netns-annotation", "");
+        Ok(api)
     }
 
     /// Agents that are started from now on have this option of `run`.
@@ -278,7 +302,7 @@ impl Mesh {
     /// When it has not in time.
     pub fn captured(&self, pod: &Workload) -> Result<()> {
         wait::until(&format!("{} is captured", pod.object.display_name()), IN_FORCE_WITHIN, || {
-            let published = self.objects.text(&captured_file(pod.side()));
+            let published = self.objects.published(pod.side().node_name());
             wait::holds(published.contains(&pod.object.uid), || format!("published: {published}"))
         })?;
         Side::BOTH.into_iter().try_for_each(|side| self.knows_captured(side))
@@ -293,7 +317,7 @@ impl Mesh {
             return Ok(());
         }
         wait::until(&format!("{} knows what is captured", side.node_name()), IN_FORCE_WITHIN, || {
-            let published = |side: Side| self.objects.text(&format!("captured.{}", side.node_name()));
+            let published = |side: Side| self.objects.published(side.node_name());
             let published: usize = Side::BOTH.map(|side| published(side).matches("uid: ").count()).iter().sum();
             let known = agent.metrics(self.node(side))?.sum("mesh_captured_workloads", &[]);
             wait::holds(known as usize == published, || format!("{known} of {published}"))
@@ -365,9 +389,4 @@ impl Mesh {
         }
         words
     }
-}
-
-/// Where a node's agent publishes which pods it has captured.
-fn captured_file(side: Side) -> String {
-    format!("captured.{}", side.node_name())
 }

@@ -1,12 +1,18 @@
-//! Kubernetes objects as YAML files, as the agents read them; each file is swapped whole.
+//! Kubernetes objects as YAML files, as the agents read them; each file is swapped whole. With an API server beside
+//! the files, their objects are there too.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::kube_api::ApiServer;
 
 /// The label by which a namespace or a pod joins the mesh.
 pub const MODE_LABEL: &str = "mesh-agent.io/mode";
@@ -17,6 +23,7 @@ pub const NETNS_ANNOTATION: &str = "mesh-agent.io/netns";
 #[derive(Debug)]
 pub struct Objects {
     folder: PathBuf,
+    api: Option<Arc<ApiServer>>,
 }
 
 /// A Pod.
@@ -48,7 +55,23 @@ impl Objects {
     /// Uses `folder`, which exists.
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        Self { folder, api: None }
+    }
+
+    /// From now on an API server has the objects too, those of before included.
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn mirror_to(&mut self, api: Arc<ApiServer>) -> Result<()> {
+        let files = fs::read_dir(&self.folder)?.map(|entry| entry.map(|entry| entry.path()));
+        let mut files = files.collect::<Result<Vec<_>, _>>()?;
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+        // Nothing is put into a namespace that is not there.
+        files
+            .sort_by_key(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("namespace-")));
+        files.iter().try_for_each(|path| api.put(&fs::read_to_string(path)?))?;
+        self.api = Some(api);
+        Ok(())
     }
 
     /// The folder.
@@ -62,6 +85,12 @@ impl Objects {
     /// # Errors
     /// What the system says.
     pub fn put(&self, name: &str, yaml: &str) -> Result<()> {
+        if let Some(api) = &self.api {
+            let (before, after) = (keys(&self.text(name))?, keys(yaml)?);
+            api.put(yaml)?;
+            let mut gone = before.iter().filter(|key| !after.contains(key));
+            gone.try_for_each(|(kind, namespace, name)| api.remove(kind, namespace, name))?;
+        }
         // Not a name that the source reads.
         let draft = self.folder.join(format!(".{name}.draft"));
         fs::write(&draft, yaml).with_context(|| format!("cannot write {}", draft.display()))?;
@@ -73,6 +102,11 @@ impl Objects {
     /// # Errors
     /// What the system says.
     pub fn remove(&self, name: &str) -> Result<()> {
+        if let Some(api) = &self.api {
+            for (kind, namespace, name) in keys(&self.text(name))? {
+                api.remove(&kind, &namespace, &name)?;
+            }
+        }
         fs::remove_file(self.file(name)).with_context(|| format!("cannot remove {name}.yaml"))
     }
 
@@ -80,6 +114,14 @@ impl Objects {
     #[must_use]
     pub fn text(&self, name: &str) -> String {
         fs::read_to_string(self.file(name)).unwrap_or_default()
+    }
+
+    /// What the agent of `node` has published as captured, as text; empty before it has.
+    #[must_use]
+    pub fn published(&self, node: &str) -> String {
+        let Some(api) = &self.api else { return self.text(&format!("captured.{node}")) };
+        let state = api.get("CaptureState", "", node).unwrap_or_default();
+        state.get("spec").and_then(|spec| serde_norway::to_string(spec).ok()).unwrap_or_default()
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -165,6 +207,19 @@ impl Objects {
         );
         self.put(&format!("{}-{namespace}-{name}", kind.to_ascii_lowercase()), &yaml)
     }
+}
+
+/// Kind, namespace and name of each object of `yaml`.
+fn keys(yaml: &str) -> Result<Vec<(String, String, String)>> {
+    let mut keys = Vec::new();
+    for document in serde_norway::Deserializer::from_str(yaml) {
+        let object = Value::deserialize(document)?;
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if !object.is_null() {
+            keys.push((text("/kind"), text("/metadata/namespace"), text("/metadata/name")));
+        }
+    }
+    Ok(keys)
 }
 
 impl PodObject {
