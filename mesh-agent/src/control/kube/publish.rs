@@ -67,10 +67,8 @@ impl Publisher {
         match waited {
             Ok(true) => Ok(()),
             Ok(false) => Err(ControlError::Internal("the task that publishes captures has ended".to_owned())),
-            Err(_) => {
-                tracing::warn!("the API server has not taken what is captured on this node yet; it is tried further");
-                Ok(())
-            }
+            // The task says so, and why.
+            Err(_) => Ok(()),
         }
     }
 }
@@ -88,6 +86,7 @@ impl Applier {
     async fn run(mut self) {
         let mut backoff = Backoff::default();
         while self.newest.changed().await.is_ok() {
+            let mut told = false;
             // Until the newest is applied; each round is bounded by its attempt and the backoff.
             loop {
                 let (number, value) = self.newest.borrow_and_update().clone();
@@ -97,7 +96,11 @@ impl Applier {
                         self.done.send_replace(number);
                         break;
                     }
-                    Err(reason) => tracing::warn!(node = self.node, %reason, "the CaptureState cannot be applied"),
+                    Err(reason) if !told => {
+                        told = true;
+                        tracing::warn!(node = self.node, %reason, "the CaptureState cannot be applied; it is tried further");
+                    }
+                    Err(_) => {}
                 }
                 tokio::select! {
                     () = backoff.wait() => {}
