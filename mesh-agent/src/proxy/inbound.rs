@@ -8,7 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
@@ -27,6 +27,7 @@ use crate::policy::{Flow, Permit, Requests, audited, authorize_delivery};
 use crate::snapshot::Snapshot;
 use crate::telemetry::labels::{Lane, Reporter};
 use crate::telemetry::record::{ConnectionRecord, Ending, Party};
+use crate::tls::TlsError;
 
 /// Who is at the other end of an accepted connection.
 #[derive(Clone, Debug)]
@@ -110,8 +111,9 @@ fn identity_of(proven: Option<&str>, snapshot: &Snapshot) -> PeerIdentity {
 pub(super) async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     tcp::keep_alive(&stream);
     let served = match Box::pin(handshake(worker, pod, stream, peer)).await {
-        Ok((secure, client, true)) => serve::one_by_one(worker, pod, secure, client).await,
-        Ok((secure, client, false)) => Box::pin(serve::streams(worker, pod, secure, client)).await,
+        Ok(Some((secure, client, true))) => serve::one_by_one(worker, pod, secure, client).await,
+        Ok(Some((secure, client, false))) => Box::pin(serve::streams(worker, pod, secure, client)).await,
+        Ok(None) => return worker.shared.telemetry.metrics().refused_request("nothing_said"),
         Err(failure) => Err(failure),
     };
     if let Err(failure) = served {
@@ -125,23 +127,40 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: Tc
     }
 }
 
-/// The session, who the other side proved to be, and whether it carries one tunnel at a time.
+/// Whether the peer goes without a word: a client that has found another connection before this one stood, or somebody
+/// who looks for open ports. Neither is a failed session.
+///
+/// # Errors
+/// When it stays without a word for as long as a handshake may take.
+async fn goes_silently(stream: &TcpStream, within: Duration) -> Result<bool, TlsError> {
+    match tokio::time::timeout(within, stream.peek(&mut [0; 1])).await {
+        Ok(said) => Ok(said.unwrap_or(0) == 0),
+        Err(_) => Err(TlsError::Timeout { deadline: within }),
+    }
+}
+
+/// The session, who the other side proved to be, and whether it carries one tunnel at a time; `None`: the other side
+/// wanted none after all.
 async fn handshake(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
     mut stream: TcpStream,
     peer: SocketAddr,
-) -> Result<(Secure, Client, bool), Failure> {
+) -> Result<Option<(Secure, Client, bool)>, Failure> {
     let shared = &worker.shared;
     let own = shared.snapshots.load().workload(pod.net.uid()).map(|workload| workload.identity.clone());
     let own = own.ok_or_else(|| Failure::UnknownPod(Arc::clone(pod.net.uid())))?;
+    let failed = |error| Failure::Tls { with: peer, error: Box::new(error) };
+    if goes_silently(&stream, shared.limits.handshake).await.map_err(failed)? {
+        return Ok(None);
+    }
     let started = Instant::now();
     let accepted = shared.tls.accept_session(&mut stream, &own, &[raw::ALPN, hbone::ALPN]).await;
-    let (session, proven) = accepted.map_err(|error| Failure::Tls { with: peer, error: Box::new(error) })?;
+    let (session, proven) = accepted.map_err(failed)?;
     let metrics = shared.telemetry.metrics();
     metrics.handshake_duration(Reporter::Inbound).observe(started.elapsed().as_secs_f64());
     let client = Client { addr: peer, identity: PeerIdentity::Verified(proven.identity().clone()) };
-    Ok((Secure::new(stream, session, &worker.buffers), client, proven.alpn() == raw::ALPN))
+    Ok(Some((Secure::new(stream, session, &worker.buffers), client, proven.alpn() == raw::ALPN)))
 }
 
 /// An open connection to the application, and what it rests on.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::rig::{Mesh, fresh_ip, refused, soon, workload};
@@ -33,6 +34,17 @@ async fn a_connection_without_a_record_in_the_kernel_is_refused() {
     let web = mesh.pod(&mesh.a, "web");
     refused(TcpStream::connect(web.outbound).await).await;
     assert_eq!(mesh.a.log.only().await["outcome"], "no_orig_dst");
+}
+
+#[tokio::test]
+async fn a_peer_that_goes_without_a_word_is_counted_and_no_failed_session() {
+    let mesh = Mesh::new();
+    let cart = mesh.pod(&mesh.b, "cart");
+    drop(TcpStream::connect(cart.tunnel()).await.unwrap());
+    mesh.b.metric_reaches("mesh_tunnel_requests_refused_total{reason=\"nothing_said\"}", 1.0).await;
+    let mut other = TcpStream::connect(cart.tunnel()).await.unwrap();
+    other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_eq!(mesh.b.log.only().await["outcome"], "tls_failed", "of the one that said something");
 }
 
 #[tokio::test]
