@@ -72,7 +72,7 @@ impl Secure {
             incoming: session.sealed,
             outgoing: Vec::new(),
             sent: 0,
-            closed: false,
+            closed: session.closed,
             error: None,
         }
     }

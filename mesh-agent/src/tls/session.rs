@@ -33,6 +33,8 @@ pub struct Session {
     pub opened: Vec<u8>,
     /// The beginning of a record that came with the handshake.
     pub sealed: Vec<u8>,
+    /// The peer has ended its direction in order, right behind the handshake.
+    pub closed: bool,
 }
 
 impl Tls {
@@ -111,12 +113,13 @@ impl Handshake for UnbufferedServerConnection {
 struct Rest {
     opened: Vec<u8>,
     sealed: Vec<u8>,
+    closed: bool,
 }
 
 impl Rest {
     fn session(self, records: Result<Records, super::records::RecordError>) -> Result<Session, TlsError> {
         let records = records.map_err(|error| TlsError::Internal { reason: error.to_string() })?;
-        Ok(Session { records, opened: self.opened, sealed: self.sealed })
+        Ok(Session { records, opened: self.opened, sealed: self.sealed, closed: self.closed })
     }
 }
 
@@ -150,6 +153,7 @@ where
             }
             Ok(ConnectionState::WriteTraffic(_)) => done = true,
             Ok(ConnectionState::BlockedHandshake) => more = true,
+            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => rest.closed = true,
             Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) => failed = Some(error),
         }
@@ -159,7 +163,10 @@ where
             tell(io, connection, incoming.get_mut(..used).unwrap_or_default()).await;
             return Err(other(error));
         }
-        if done && !connection.is_handshaking() {
+        if rest.closed && connection.is_handshaking() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if (done || rest.closed) && !connection.is_handshaking() {
             rest.sealed = incoming.get(..used).unwrap_or_default().to_vec();
             return Ok(rest);
         }

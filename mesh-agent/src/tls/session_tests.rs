@@ -148,7 +148,7 @@ async fn a_session_accepts_a_rustls_client_that_speaks_with_its_last_flight() {
     });
     let (session, peer) = server.accept_session(&mut far, &db, ALPN).await.unwrap();
     assert_eq!(peer.identity(), &names().0);
-    let Session { mut records, mut opened, mut sealed } = session;
+    let Session { mut records, mut opened, mut sealed, closed: _ } = session;
     while opened != b"at once" {
         let mut output = vec![0; MAX_RECORD];
         let step = records.open(&sealed, &mut output).unwrap();
@@ -209,6 +209,29 @@ async fn an_orderly_end_is_told_from_a_truncated_one() {
     assert!(opened.closed && opened.read == written);
     let cut = far.records.open(&wire[..written - 1], &mut [0; 100]).unwrap();
     assert_eq!((cut.read, cut.closed), (0, false));
+}
+
+#[tokio::test]
+async fn a_peer_that_ends_right_behind_the_handshake_has_ended_in_order() {
+    for said in [&b""[..], b"bye"] {
+        let ((client, server), (web, db)) = (ends(), names());
+        let (mut near, mut far) = duplex(64 << 10);
+        let ((), accepted) = tokio::join!(
+            async {
+                // In one turn: the server finds all of it with the handshake's last flight.
+                let mut records = client.connect_session(&mut near, &web, &db, ALPN).await.unwrap().0.records;
+                let mut wire = if said.is_empty() { Vec::new() } else { seal(&mut records, said, &[]) };
+                let mut end = [0; 64];
+                let length = records.seal_close(&mut end).unwrap();
+                wire.extend_from_slice(&end[..length]);
+                near.write_all(&wire).await.unwrap();
+                drop(near);
+            },
+            server.accept_session(&mut far, &db, ALPN)
+        );
+        let session = accepted.unwrap().0;
+        assert_eq!((&session.opened[..], session.closed), (said, true));
+    }
 }
 
 #[tokio::test]
