@@ -98,7 +98,8 @@ impl Applier {
                     }
                     Err(reason) if !told => {
                         told = true;
-                        tracing::warn!(node = self.node, %reason, "the CaptureState cannot be applied; it is tried further");
+                        let node = &self.node;
+                        tracing::warn!(node, %reason, "the CaptureState cannot be applied; it is tried further");
                     }
                     Err(_) => {}
                 }
