@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{Response, header};
@@ -24,6 +25,8 @@ use super::time::now;
 
 /// As many connections as the system lets wait.
 const BACKLOG: i32 = 1024;
+/// How long the server's own thread may take to notice that it is to stop listening.
+const LET_GO: Duration = Duration::from_secs(20);
 
 /// What connections and tests share.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct Shared {
     /// Counted up when all connections are cut.
     connections: watch::Sender<u64>,
     listening: watch::Sender<bool>,
+    /// Listeners that a runtime knows.
+    accepting: AtomicUsize,
 }
 
 impl Shared {
@@ -60,6 +65,7 @@ impl Shared {
             watches: watch::Sender::new(0),
             connections: watch::Sender::new(0),
             listening: watch::Sender::new(true),
+            accepting: AtomicUsize::new(0),
         })
     }
 
@@ -108,6 +114,12 @@ impl Shared {
         if !self.listening.send_replace(false) {
             return Ok(());
         }
+        // A listener that is still registered would see the shutdown, and take it for its end for ever.
+        let let_go = || self.accepting.load(Ordering::SeqCst) == 0;
+        crate::wait::until("the listeners are let go", LET_GO, || {
+            crate::wait::holds(let_go(), || "they are not".to_owned())
+        })
+        .map_err(io::Error::other)?;
         for (socket, address) in &self.sockets {
             socket.shutdown(std::net::Shutdown::Both)?;
             // A port that the system chose is given back by this; one that was asked for is not, and stays bound.
@@ -143,6 +155,11 @@ async fn accept(shared: Arc<Shared>, place: usize) {
     let mut stop = shared.listening.subscribe();
     while listening.wait_for(|&listening| listening).await.is_ok() {
         let Some((socket, _)) = shared.sockets.get(place) else { return };
+        // Counted first, and looked at afterwards: whoever stops it meanwhile sees one of both. Dropped last.
+        let _counted = Counted::new(&shared.accepting);
+        if !*shared.listening.borrow() {
+            continue;
+        }
         let copy = socket.try_clone().and_then(|socket| TcpListener::from_std(socket.into()));
         let Ok(listener) = copy else { return };
         loop {
@@ -151,7 +168,7 @@ async fn accept(shared: Arc<Shared>, place: usize) {
                     Ok((stream, _)) => {
                         tokio::spawn(connection(Arc::clone(&shared), stream));
                     }
-                    // It does not listen any more, or the system has no descriptor left for now.
+                    // The system has no descriptor left for now.
                     Err(_) => {
                         sleep(Duration::from_millis(5)).await;
                         break;
@@ -165,6 +182,22 @@ async fn accept(shared: Arc<Shared>, place: usize) {
                 }
             }
         }
+    }
+}
+
+/// One listener that is registered with the runtime, or about to be.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Store {
     kinds: BTreeMap<Kind, Standing>,
     /// Something has changed since the last [`Self::compile`].
     changed: bool,
+    /// Something has been compiled.
+    begun: bool,
 }
 
 /// How far one kind has come.
@@ -50,7 +52,7 @@ impl Store {
     /// One that has heard of nothing yet and waits for `kinds`.
     pub(super) fn new(kinds: &[Kind]) -> Self {
         let kinds = kinds.iter().map(|kind| (*kind, Standing::default())).collect();
-        Self { location: LOCATION.into(), entries: BTreeMap::new(), kinds, changed: true }
+        Self { location: LOCATION.into(), entries: BTreeMap::new(), kinds, changed: true, begun: false }
     }
 
     /// Takes in what a watch says.
@@ -67,9 +69,15 @@ impl Store {
         }
     }
 
-    /// Whether every kind has been listed, or is not there to be listed.
+    /// Whether every kind has been listed, or is not there to be listed. What denies must be there in the beginning: an
+    /// API server that does not serve it yet, because it is starting or being installed, would be one without rules.
     pub(super) fn is_complete(&self) -> bool {
-        self.kinds.values().all(|standing| standing.listing != Listing::Awaited)
+        self.begun
+            || self.kinds.iter().all(|(kind, standing)| match standing.listing {
+                Listing::Awaited => false,
+                Listing::Absent => !kind.is_enforcement(),
+                Listing::Done => true,
+            })
     }
 
     /// Everything in force; `None` while something is missing, or when nothing has changed since it was last asked.
@@ -77,6 +85,7 @@ impl Store {
         if !self.is_complete() || !std::mem::take(&mut self.changed) {
             return None;
         }
+        self.begun = true;
         Some(compile(&self.objects(), node, trust_domain))
     }
 
@@ -116,8 +125,9 @@ impl Store {
     fn absent(&self, kind: Kind) -> Problem {
         let (group, versions) = kind.api();
         let versions = versions.join(" or ");
+        let waits = if self.is_complete() || !kind.is_enforcement() { "" } else { ", and nothing is in force before" };
         let reason = format!(
-            "the API server does not serve {}.{group} ({versions}): install its CRD; it is looked for again",
+            "the API server does not serve {}.{group} ({versions}): install its CRD; it is looked for again{waits}",
             kind.plural()
         );
         let effect = if self.keys_of(kind).is_empty() { Effect::Ignored } else { Effect::KeepsLast };

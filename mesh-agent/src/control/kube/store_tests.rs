@@ -183,6 +183,23 @@ fn a_kind_that_is_not_served_is_named_and_what_was_kept_of_it_stays() {
 }
 
 #[test]
+fn without_the_kinds_that_deny_nothing_begins_and_without_others_it_does() {
+    let (node, domain) = (Arc::from("node-a"), Arc::from("cluster.local"));
+    for kind in Kind::ALL {
+        let mut store = Store::new(&Kind::ALL);
+        for other in Kind::ALL {
+            store.apply(if other == kind { Event::Absent(kind) } else { Event::Listed(other, vec![]) });
+        }
+        assert_eq!(store.compile(&node, &domain).is_some(), !kind.is_enforcement(), "{kind:?}");
+        store.apply(Event::Listed(kind, vec![]));
+        assert!(store.compile(&node, &domain).is_some(), "{kind:?}");
+        // Once begun nothing holds it up.
+        store.apply(Event::Absent(kind));
+        assert!(store.is_complete(), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_pods_own_word_for_its_network_namespace_is_not_believed_unless_told_to() {
     let mut claims = pod("x", "10.0.0.1");
     claims["metadata"]["annotations"] = json!({"mesh-agent.io/netns": "/run/netns/other"});
