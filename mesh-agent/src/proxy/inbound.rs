@@ -199,8 +199,8 @@ pub(super) async fn deliver(
         peer: client.identity.clone(),
         source_ip: client.addr.ip(),
     };
-    // The lane is chosen again here, whatever the client's node has made of the connection (design §1).
     record.audited_by(audited(&snapshot, &flow, None));
+    // The lane is chosen again here, whatever the client's node has made of the connection (design §1).
     let (permit, requests) = authorize_delivery(&snapshot, flow)?;
     record.rule = permit.rule().map(Arc::clone);
     // In the same turn as the decision: no newer snapshot can slip in between unseen.

@@ -163,12 +163,12 @@ where
             tell(io, connection, incoming.get_mut(..used).unwrap_or_default()).await;
             return Err(other(error));
         }
-        if rest.closed && connection.is_handshaking() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
         if (done || rest.closed) && !connection.is_handshaking() {
             rest.sealed = incoming.get(..used).unwrap_or_default().to_vec();
             return Ok(rest);
+        }
+        if rest.closed {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if more || done {
             used += read_more(io, &mut incoming, used).await?;
