@@ -2,15 +2,12 @@
 //! again.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::raw::{DONE, END, REPLY_OK, RESET, data, expect, put, request};
-use super::rig::{Mesh, RAW, accounts, fresh_ip, is_reset, soon, workload};
-use crate::model::workload::Captured;
-use crate::proxy::TUNNEL_PORT;
+use super::rig::{Mesh, Pod, RAW, accounts, is_reset, soon};
 use crate::tls::Tls;
 
 /// A pod whose agent is this test.
@@ -22,18 +19,21 @@ struct Scripted {
 
 impl Scripted {
     async fn new(mesh: &Mesh) -> Self {
-        let ip = fresh_ip();
-        let listener = TcpListener::bind((ip, TUNNEL_PORT)).await.unwrap();
-        let mut cart = workload("cart", "uid-scripted".into(), "b", ip);
-        cart.captured = Some(Captured { generation: 1, wire: RAW.iter().map(|alpn| (*alpn).into()).collect() });
-        mesh.change(|parts| parts.workloads.push(Arc::new(cart)));
-        let tls = Tls::new(mesh.ca.store(&accounts().each_ref()));
-        Self { listener, tls, addr: SocketAddr::new(ip, 80) }
+        let (listener, addr) = mesh.scripted(RAW).await;
+        Self { listener, tls: Tls::new(mesh.ca.store(&accounts().each_ref())), addr }
     }
 
     async fn accept(&self) -> crate::tls::ServerStream<TcpStream> {
         let (io, _) = soon(self.listener.accept()).await.unwrap();
         soon(self.tls.accept(io, &accounts()[1], &[b"mesh-raw/1"])).await.unwrap().0
+    }
+
+    /// A connection of `web`'s, and the fresh one of its agent's whose request has been read.
+    async fn asked(&self, web: &Pod) -> (TcpStream, crate::tls::ServerStream<TcpStream>) {
+        let client = web.connect(self.addr).await;
+        let mut io = self.accept().await;
+        self.request(&mut io).await;
+        (client, io)
     }
 
     /// Reads the next request and checks it byte by byte, but for the random trace.
@@ -71,9 +71,7 @@ async fn an_idle_connection_carries_the_next_tunnel_and_a_dead_one_does_not() {
         kept = Some(io);
     }
     drop(kept);
-    let _client = web.connect(cart.addr).await;
-    let mut io = cart.accept().await;
-    cart.request(&mut io).await;
+    cart.asked(&web).await;
 }
 
 #[tokio::test]
@@ -83,9 +81,7 @@ async fn after_one_idle_connection_that_was_closed_no_other_is_tried() {
     let cart = Scripted::new(&mesh).await;
     let mut open = Vec::new();
     for _ in 0..3 {
-        let client = web.connect(cart.addr).await;
-        let mut io = cart.accept().await;
-        cart.request(&mut io).await;
+        let (client, mut io) = cart.asked(&web).await;
         put(&mut io, &[&REPLY_OK]).await;
         open.push((client, io));
     }
@@ -111,17 +107,13 @@ async fn a_connection_whose_server_is_not_done_is_not_used_again() {
     let mesh = Mesh::new();
     let web = mesh.pod(&mesh.a, "web");
     let cart = Scripted::new(&mesh).await;
-    let client = web.connect(cart.addr).await;
-    let mut busy = cart.accept().await;
-    cart.request(&mut busy).await;
+    let (client, mut busy) = cart.asked(&web).await;
     put(&mut busy, &[&REPLY_OK, &END]).await;
     drop(client);
     expect(&mut busy, &END).await;
     assert_eq!(mesh.a.log.only().await["outcome"], "ok");
     // Its application still swallows what was sent: the next connection gets a tunnel of its own.
-    let _client = web.connect(cart.addr).await;
-    let mut other = cart.accept().await;
-    cart.request(&mut other).await;
+    cart.asked(&web).await;
 }
 
 #[tokio::test]
@@ -129,9 +121,7 @@ async fn a_tunnel_that_was_reset_leaves_its_connection_to_the_next() {
     let mesh = Mesh::new();
     let web = mesh.pod(&mesh.a, "web");
     let cart = Scripted::new(&mesh).await;
-    let client = web.connect(cart.addr).await;
-    let mut io = cart.accept().await;
-    cart.request(&mut io).await;
+    let (client, mut io) = cart.asked(&web).await;
     put(&mut io, &[&REPLY_OK]).await;
     client.set_zero_linger().unwrap();
     drop(client);
@@ -153,9 +143,7 @@ async fn a_peer_that_does_not_agree_to_a_reset_loses_the_connection() {
     let mesh = Mesh::new();
     let web = mesh.pod(&mesh.a, "web");
     let cart = Scripted::new(&mesh).await;
-    let client = web.connect(cart.addr).await;
-    let mut io = cart.accept().await;
-    cart.request(&mut io).await;
+    let (client, mut io) = cart.asked(&web).await;
     put(&mut io, &[&REPLY_OK]).await;
     client.set_zero_linger().unwrap();
     drop(client);
@@ -174,9 +162,7 @@ async fn whatever_is_not_an_end_is_a_reset_at_the_client() {
         let mesh = Mesh::new();
         let web = mesh.pod(&mesh.a, "web");
         let cart = Scripted::new(&mesh).await;
-        let mut client = web.connect(cart.addr).await;
-        let mut io = cart.accept().await;
-        cart.request(&mut io).await;
+        let (mut client, mut io) = cart.asked(&web).await;
         put(&mut io, &[&REPLY_OK, &frames]).await;
         let mut half = [0; 11];
         soon(client.read_exact(&mut half)).await.unwrap();
@@ -193,9 +179,7 @@ async fn a_refusal_by_code_is_the_outcome_at_the_client() {
         let mesh = Mesh::new();
         let web = mesh.pod(&mesh.a, "web");
         let cart = Scripted::new(&mesh).await;
-        let mut client = web.connect(cart.addr).await;
-        let mut io = cart.accept().await;
-        cart.request(&mut io).await;
+        let (mut client, mut io) = cart.asked(&web).await;
         put(&mut io, &[&[2, 0, 0, 1, code]]).await;
         is_reset(&mut client).await;
         let line = mesh.a.log.only().await;

@@ -357,6 +357,16 @@ impl Mesh {
         vip
     }
 
+    /// A pod whose agent is the test: where that is asked for tunnels, and an address of an application there.
+    pub(super) async fn scripted(&self, wire: &[&str]) -> (tokio::net::TcpListener, SocketAddr) {
+        let ip = fresh_ip();
+        let listener = tokio::net::TcpListener::bind((ip, TUNNEL_PORT)).await.unwrap();
+        let mut cart = workload("cart", "uid-scripted".into(), "b", ip);
+        cart.captured = Some(Captured { generation: 1, wire: wire.iter().map(|alpn| (*alpn).into()).collect() });
+        self.change(|parts| parts.workloads.push(Arc::new(cart)));
+        (listener, SocketAddr::new(ip, 80))
+    }
+
     /// Puts a policy in force.
     pub(super) fn policy(&self, policy: Policy) {
         self.change(|parts| parts.policies.push(Arc::new(policy)));

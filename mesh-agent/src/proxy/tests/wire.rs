@@ -1,7 +1,6 @@
 //! The wire as a stranger sees it: a client and a server that speak bare HBONE, right and wrong.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -9,9 +8,7 @@ use http::{Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::rig::{Mesh, Pod, accounts, fresh_ip, soon, workload};
-use crate::model::workload::Captured;
-use crate::proxy::TUNNEL_PORT;
+use super::rig::{HBONE, Mesh, Pod, accounts, soon};
 use crate::tls::Tls;
 
 /// A peer that is not one of our agents: sessions with the mesh's certificates and nothing else.
@@ -183,12 +180,8 @@ struct Scripted {
 
 impl Scripted {
     async fn new(mesh: &Mesh) -> Self {
-        let ip = fresh_ip();
-        let listener = TcpListener::bind((ip, TUNNEL_PORT)).await.unwrap();
-        let mut cart = workload("cart", "uid-scripted".into(), "b", ip);
-        cart.captured = Some(Captured { generation: 1, wire: vec!["h2".into()] });
-        mesh.change(|parts| parts.workloads.push(Arc::new(cart)));
-        Self { listener, tls: stranger(mesh), addr: SocketAddr::new(ip, 80) }
+        let (listener, addr) = mesh.scripted(HBONE).await;
+        Self { listener, tls: stranger(mesh), addr }
     }
 
     async fn accept(&self) -> h2::server::Connection<crate::tls::ServerStream<TcpStream>, Bytes> {
