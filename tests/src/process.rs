@@ -45,9 +45,21 @@ impl Process {
     /// # Errors
     /// When it is gone.
     pub fn rss_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory that it ever had in use, in bytes (`VmHWM`).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn peak_rss_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, field: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-        kib.map(|kib: u64| kib * 1024).with_context(|| format!("{} has no VmRSS", self.name))
+        let kib = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse().ok());
+        kib.map(|kib: u64| kib * 1024).with_context(|| format!("{} has no {field}", self.name))
     }
 
     /// Processor time used so far, of all its threads.

@@ -255,10 +255,13 @@ async fn captures_are_published_as_one_object_of_the_node_also_after_an_outage()
             pod.map(|captured| captured.generation) == generation
         }
     };
+    scene.api.put("apiVersion: v1\nkind: Node\nmetadata: {name: node-a, uid: uid-of-the-node}\n")?;
     publish(Some(3)).await??;
     let object = scene.api.get("CaptureState", "", "node-a").context("it is there when publish returns")?;
     ensure!(object["spec"]["pods"][0]["uid"] == "uid-x", "{object}");
     ensure!(object["metadata"]["managedFields"][0]["manager"] == "mesh-agent.io/node-a", "{object}");
+    let owner = &object["metadata"]["ownerReferences"][0];
+    ensure!(owner["kind"] == "Node" && owner["uid"] == "uid-of-the-node", "{object}");
     scene.until("it is read back", SOON, seen(Some(3))).await?;
     scene.api.faults().refuse_connections()?;
     publish(None).await??;
@@ -268,6 +271,31 @@ async fn captures_are_published_as_one_object_of_the_node_also_after_an_outage()
     publish(None).await??;
     scene.until("it is withdrawn", SOON, seen(None)).await?;
     ensure!(scene.api.list("CaptureState").len() == 1, "{:?}", scene.api.list("CaptureState"));
+    scene.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_of_an_agent_that_was_succeeded_does_not_undo_its_successors() -> Result<()> {
+    let scene = Scene::with_a_pod().await?;
+    let agents = [scene.cluster.publisher("node-a")?, scene.cluster.publisher("node-a")?].map(Arc::new);
+    let publish = |agent: usize, generation: u64| {
+        let publisher = Arc::clone(&agents[agent]);
+        let captured = Captured { generation, wire: vec!["h2".into()] };
+        let pods = [Published { uid: "uid-x".into(), name: "shop/x".to_owned(), captured }];
+        tokio::task::spawn_blocking(move || publisher.publish(&pods))
+    };
+    publish(0, 1).await??;
+    publish(1, 2).await??;
+    ensure!(scene.api.faults().answered(409) == 0, "refused although nobody else had written");
+    // An agent that is succeeded has this one attempt under way, and ends.
+    publish(0, 3).await??;
+    ensure!(scene.api.faults().answered(409) == 1, "the older agent's attempt was not refused");
+    scene
+        .until("one that lives on tries again, and prevails", RECOVERED, |snapshot| {
+            let pod = snapshot.workload("uid-x").and_then(|pod| pod.captured.as_ref());
+            pod.is_some_and(|captured| captured.generation == 3)
+        })
+        .await?;
     scene.end().await
 }
 

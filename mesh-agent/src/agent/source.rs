@@ -10,10 +10,11 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 
 use super::pods::Publish;
 use crate::config::{Config, Source};
-use crate::control::{self, Cluster, DirConfig, KubeConfig, publish_captured};
+use crate::control::{self, Cluster, Compilations, DirConfig, KubeConfig, publish_captured};
 use crate::snapshot::SnapshotStore;
 use crate::telemetry::Registry;
 
@@ -76,7 +77,7 @@ impl ObjectSource {
 
 /// Encodes how the API server is followed.
 #[derive(Debug)]
-struct SourceCollector(Cluster);
+pub(super) struct SourceCollector(pub(super) Cluster);
 
 impl Collector for SourceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -96,6 +97,15 @@ impl Collector for SourceCollector {
         for of in &kinds {
             ConstCounter::new(of.events).encode(family.encode_family(&[("kind", of.kind)])?)?;
         }
-        Ok(())
+        let Compilations { count, time, first } = self.0.compilations();
+        let help = "Snapshots compiled from what the API server has reported";
+        let metric = encoder.encode_descriptor("mesh_source_compilations", help, None, MetricType::Counter)?;
+        ConstCounter::new(count).encode(metric)?;
+        let (help, unit) = ("Time that compiling and publishing them took", Some(&Unit::Seconds));
+        let metric = encoder.encode_descriptor("mesh_source_compilation", help, unit, MetricType::Counter)?;
+        ConstCounter::new(time.as_secs_f64()).encode(metric)?;
+        let help = "From the last of the first lists to the first snapshot; 0 before there is one";
+        let metric = encoder.encode_descriptor("mesh_source_first_snapshot", help, unit, MetricType::Gauge)?;
+        ConstGauge::new(first.as_secs_f64()).encode(metric)
     }
 }

@@ -17,3 +17,15 @@ pub fn init(format: LogFormat) {
         LogFormat::Json => builder.json().try_init(),
     };
 }
+
+/// Reads `--log-format`, for clap.
+///
+/// # Errors
+/// The forms there are.
+pub(super) fn format(value: &str) -> Result<LogFormat, &'static str> {
+    match value {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("expected text or json"),
+    }
+}

@@ -1,10 +1,12 @@
-//! The subcommands for people: `ca`, `check`, `explain`, `status`. `run` is the agent itself and lives in `main`.
+//! The subcommands for people: `ca`, `check`, `controller`, `explain`, `status`. `run` is the agent itself and lives in
+//! `main`.
 //!
 //! Each parses its arguments, does one thing with the rooms it needs, prints, and gives an exit code: 0 done,
 //! 1 not, 64 wrong arguments. Results go to stdout, everything else to stderr.
 
 mod ca;
 mod check;
+mod controller;
 mod explain;
 pub mod log;
 mod status;
@@ -23,6 +25,8 @@ pub enum Command {
     Ca(ca::CaArgs),
     /// Say whether this machine can run the agent, and what to do if not
     Check(check::CheckArgs),
+    /// Write back to the API server what the mesh makes of routes and policies
+    Controller(controller::ControllerArgs),
     /// Say what becomes of a connection and why: lane, verdict, rule, and where it is enforced
     Explain(explain::ExplainArgs),
     /// Show pods, identities, peers and problems of the agent on this node
@@ -36,6 +40,7 @@ impl Command {
         match self {
             Self::Ca(args) => ca::run(args),
             Self::Check(args) => check::run(&args),
+            Self::Controller(args) => controller::run(args),
             Self::Explain(args) => explain::run(args),
             Self::Status(args) => status::run(&args),
         }

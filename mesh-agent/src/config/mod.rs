@@ -2,6 +2,7 @@
 //! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
 
 mod http;
+mod source;
 mod telemetry;
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,10 +11,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::capture::{Half, Kubelet};
-use crate::control::ApiAccess;
 use crate::policy::egress::NODE_LOCAL_DNS;
 use crate::proxy::HttpLimits;
 use crate::telemetry::Settings;
+
+pub use self::source::Source;
 
 /// `mesh-agent run`: as it stands on the command line or in the environment, not yet checked.
 #[derive(Clone, Debug, clap::Args)]
@@ -139,20 +141,6 @@ pub struct Config {
     pub half: Half,
 }
 
-/// Where the objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A watched directory.
-    Dir(PathBuf),
-    /// An API server.
-    Kube {
-        /// How it is reached.
-        access: ApiAccess,
-        /// Whether pods' `mesh-agent.io/netns` is believed.
-        trust_netns: bool,
-    },
-}
-
 /// Certificate authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ca {
@@ -193,7 +181,8 @@ impl RunArgs {
     /// All mistakes at once, each with the option's name and the way out.
     pub fn check(self) -> Result<Config, ConfigErrors> {
         let mut errors = Vec::new();
-        let source = keep(&mut errors, parse_source(&self));
+        let source = Source::parse(&self.source, self.kubeconfig.clone(), self.trust_netns_annotation);
+        let source = keep(&mut errors, source);
         let ca = keep(&mut errors, parse_ca(&self));
         let metrics = keep(&mut errors, parse("--metrics", &self.metrics, "an address and port, like 0.0.0.0:9090"));
         let workers = keep(&mut errors, parse::<usize>("--workers", &self.workers, "a number, 0 for automatic"));
@@ -284,23 +273,6 @@ fn parse<T: FromStr>(option: &str, value: &str, expected: &str) -> Result<T, Str
     value.parse().map_err(|_| format!("{option} `{value}`: not {expected}"))
 }
 
-fn parse_source(args: &RunArgs) -> Result<Source, String> {
-    let value = &*args.source;
-    let kube = |context: Option<&str>| Source::Kube {
-        access: ApiAccess { kubeconfig: args.kubeconfig.clone(), context: context.map(str::to_owned) },
-        trust_netns: args.trust_netns_annotation,
-    };
-    match value.split_once(':') {
-        None if value == "kube" => Ok(kube(None)),
-        Some(("kube", context)) if !context.is_empty() => Ok(kube(Some(context))),
-        Some(("dir", path)) if !path.is_empty() => match Path::new(path).is_dir() {
-            true => Ok(Source::Dir(path.into())),
-            false => Err(format!("--source `{value}`: {path} is not a directory")),
-        },
-        _ => Err(format!("--source `{value}`: expected dir:PATH, kube or kube:CONTEXT")),
-    }
-}
-
 fn parse_kubelet(value: Option<&str>) -> Result<Option<Kubelet>, String> {
     let Some(value) = value else { return Ok(None) };
     match value.split_once(':') {
@@ -368,6 +340,7 @@ fn dns_label(value: &str) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::ApiAccess;
     use clap::Parser;
 
     #[derive(Parser)]

@@ -27,7 +27,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::dir::Watcher;
-pub use self::kube::{ApiAccess, CapturePublisher, Cluster, KindHealth, KubeConfig};
+pub use self::kube::{
+    ApiAccess, CONTROLLER, CapturePublisher, Cluster, Compilations, KindHealth, KubeConfig, StatusWriter, StatusWrites,
+    StatusWritesReader,
+};
 pub use self::publish::{Published, publish_captured};
 use self::source::DirSource;
 use crate::model::identity::{Identity, IdentityError};

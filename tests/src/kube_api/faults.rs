@@ -1,5 +1,6 @@
 //! What can be made to go wrong, from the test's side.
 
+use std::collections::BTreeMap;
 use std::sync::MutexGuard;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct Knobs {
     pub stale: bool,
     /// Who shows no token is nobody, not admin.
     pub tokens_required: bool,
+    /// Answers so far, by their code.
+    pub answered: BTreeMap<u16, usize>,
 }
 
 impl Knobs {
@@ -45,6 +48,12 @@ pub struct Faults<'a> {
 impl Faults<'_> {
     fn knobs(&self) -> MutexGuard<'_, Knobs> {
         self.shared.knobs()
+    }
+
+    /// How many requests were answered with `code` so far.
+    #[must_use]
+    pub fn answered(&self, code: u16) -> usize {
+        self.knobs().answered.get(&code).copied().unwrap_or(0)
     }
 
     /// Holds back each answer, the beginning of a watch too.

@@ -207,7 +207,11 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, std::convert::Infallible>(respond(shared, request).await) }
+        async move {
+            let response = respond(Arc::clone(&shared), request).await;
+            *shared.knobs().answered.entry(response.status().as_u16()).or_default() += 1;
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let server = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -3,7 +3,8 @@
 //! Method: every round measures direct, direct once more (the A/A row: what noise alone does) and meshed; ratios
 //! are taken within a round, and medians of those over the rounds. While direct is measured none of our programs
 //! is attached, which is asserted. Run it on an otherwise idle machine. `--native` does the same for two pods of one
-//! node, see [`native`]; `--http` for the http lane, beside other proxies that read requests, see [`http`].
+//! node, see [`native`]; `--http` for the http lane, beside other proxies that read requests, see [`http`]; `--scale` is one agent
+//! that reads a big cluster, see [`scale`].
 
 mod comparison;
 mod http;
@@ -12,6 +13,7 @@ mod native;
 mod path;
 mod report;
 mod rows;
+mod scale;
 mod stats;
 
 use std::path::PathBuf;
@@ -42,6 +44,8 @@ enum Subject {
     Native,
     /// Requests; beside `rivals`, if wanted.
     Http { rivals: bool },
+    /// A cluster of many pods; a small one, if `quick`.
+    Scale { quick: bool },
 }
 
 /// Measures, prints the table and writes the JSON.
@@ -64,6 +68,7 @@ pub fn run(args: &[String]) -> Result<()> {
         }
         Subject::Http { rivals } => http::measure(rounds, seconds, rivals, options.only.as_deref())
             .map(|report| (report.table(), report.json())),
+        Subject::Scale { quick } => scale::measure(quick, seconds).map(|report| (report.table(), report.json())),
         Subject::Tunnel => measure(&options).map(|report| (report.table(), report.json())),
     };
     leftovers::nothing_left()?;
@@ -77,7 +82,7 @@ pub fn run(args: &[String]) -> Result<()> {
 
 fn parse(args: &[String]) -> Result<Options> {
     let mut options = Options { rounds: 7, seconds: 3, peer: None, only: None, subject: Subject::Tunnel };
-    let (mut name, mut up, mut down, mut alone) = (None, None, None, false);
+    let (mut name, mut up, mut down, mut alone, mut quick) = (None, None, None, false, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value"));
@@ -87,8 +92,12 @@ fn parse(args: &[String]) -> Result<Options> {
             "--only" => options.only = Some(value()?),
             "--native" => options.subject = Subject::Native,
             "--http" => options.subject = Subject::Http { rivals: true },
+            "--scale" => options.subject = Subject::Scale { quick: false },
             "--alone" => alone = true,
-            "--quick" => (options.rounds, options.seconds) = (3, 1),
+            "--quick" => {
+                (options.rounds, options.seconds) = (3, 1);
+                quick = true;
+            }
             "--peer" => name = Some(value()?),
             "--up" => up = Some(value()?),
             "--down" => down = Some(value()?),
@@ -104,10 +113,12 @@ fn parse(args: &[String]) -> Result<Options> {
     let chosen = options.subject != Subject::Tunnel;
     ensure!(chosen || options.only.is_none(), "--only chooses among the rows of --native and --http");
     ensure!(options.subject == Subject::Tunnel || options.peer.is_none(), "--native and --http compare with no peer");
-    if let Subject::Http { rivals } = &mut options.subject {
-        *rivals = !alone;
-    } else {
-        ensure!(!alone, "--alone belongs to --http");
+    match &mut options.subject {
+        Subject::Http { rivals } => *rivals = !alone,
+        _ => ensure!(!alone, "--alone belongs to --http"),
+    }
+    if let Subject::Scale { quick: small } = &mut options.subject {
+        *small = quick;
     }
     Ok(options)
 }

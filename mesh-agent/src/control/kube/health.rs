@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Kind;
 
@@ -18,9 +22,29 @@ pub struct KindHealth {
     pub events: u64,
 }
 
-/// Of all kinds.
+/// What compiling has cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compilations {
+    /// How often it was done.
+    pub count: u64,
+    /// How long it took in all, publishing included.
+    pub time: Duration,
+    /// From the last list of the first round to the first snapshot; zero before there is one.
+    pub first: Duration,
+}
+
+/// Of all kinds, and of what is made of them.
 #[derive(Debug)]
-pub(super) struct Health(BTreeMap<Kind, OfKind>);
+pub(super) struct Health {
+    kinds: BTreeMap<Kind, OfKind>,
+    work: Mutex<Work>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    done: Compilations,
+    last_list: Option<Instant>,
+}
 
 /// Of one kind.
 #[derive(Debug, Default)]
@@ -32,26 +56,46 @@ struct OfKind {
 
 impl Health {
     pub(super) fn new(kinds: &[Kind]) -> Self {
-        Self(kinds.iter().map(|kind| (*kind, OfKind::default())).collect())
+        Self { kinds: kinds.iter().map(|kind| (*kind, OfKind::default())).collect(), work: Mutex::default() }
+    }
+
+    /// Something has been compiled and published, since `started`.
+    pub(super) fn compiled(&self, started: Instant) {
+        let mut work = self.work();
+        if work.done.count == 0 {
+            work.done.first = work.last_list.map_or(Duration::ZERO, |listed| listed.elapsed());
+        }
+        work.done.count += 1;
+        work.done.time += started.elapsed();
+    }
+
+    /// What compiling has cost so far.
+    pub(super) fn compilations(&self) -> Compilations {
+        self.work().done
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the kind is being watched, or is known not to be served.
     pub(super) fn connected(&self, kind: Kind, connected: bool) {
-        if let Some(of) = self.0.get(&kind) {
+        if let Some(of) = self.kinds.get(&kind) {
             of.connected.store(connected, Ordering::Relaxed);
         }
     }
 
     /// The kind has been listed whole.
     pub(super) fn listed(&self, kind: Kind) {
-        if let Some(of) = self.0.get(&kind) {
+        if let Some(of) = self.kinds.get(&kind) {
             of.lists.fetch_add(1, Ordering::Relaxed);
+            self.work().last_list = Some(Instant::now());
         }
     }
 
     /// A watch has delivered.
     pub(super) fn event(&self, kind: Kind) {
-        if let Some(of) = self.0.get(&kind) {
+        if let Some(of) = self.kinds.get(&kind) {
             of.events.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -64,6 +108,6 @@ impl Health {
             relists: of.lists.load(Ordering::Relaxed).saturating_sub(1),
             events: of.events.load(Ordering::Relaxed),
         };
-        self.0.iter().map(read).collect()
+        self.kinds.iter().map(read).collect()
     }
 }

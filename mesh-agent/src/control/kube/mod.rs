@@ -7,6 +7,7 @@ mod backoff;
 mod connect;
 mod health;
 mod publish;
+mod status;
 mod store;
 mod watch;
 
@@ -21,8 +22,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::health::Health;
-pub use self::health::KindHealth;
+pub use self::health::{Compilations, KindHealth};
 pub use self::publish::Publisher as CapturePublisher;
+pub use self::status::{CONTROLLER, StatusWriter, StatusWrites, StatusWritesReader};
 use self::store::Store;
 use self::watch::Watched;
 use super::object::{Key, Kind, Mistake, Object, Reading};
@@ -82,6 +84,7 @@ enum Event {
 pub struct Cluster {
     client: kube::Client,
     health: Arc<Health>,
+    statuses: Option<status::Tee>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -96,7 +99,8 @@ impl Cluster {
     /// # Errors
     /// When the kubeconfig or the service account cannot be read, with the way out.
     pub async fn open(access: &ApiAccess) -> Result<Self, ControlError> {
-        Ok(Self { client: connect::client(access).await?, health: Arc::new(Health::new(&watched())) })
+        let client = connect::client(access).await?;
+        Ok(Self { client, health: Arc::new(Health::new(&watched())), statuses: None })
     }
 
     /// How the watch of each kind is doing.
@@ -105,12 +109,26 @@ impl Cluster {
         self.health.read()
     }
 
+    /// What compiling has cost.
+    #[must_use]
+    pub fn compilations(&self) -> Compilations {
+        self.health.compilations()
+    }
+
     /// What publishes the captures of `node`.
     ///
     /// # Errors
     /// Outside a tokio runtime.
     pub fn publisher(&self, node: &str) -> Result<CapturePublisher, ControlError> {
         CapturePublisher::start(self.client.clone(), node)
+    }
+
+    /// What writes the statuses of routes and policies while this source runs, from what it publishes. At most one for
+    /// a source: the second takes the place of the first.
+    pub fn status_writer(&mut self) -> StatusWriter {
+        let (writer, tee) = StatusWriter::new(self.client.clone());
+        self.statuses = Some(tee);
+        writer
     }
 
     /// Publishes the first snapshot once every kind has been listed, then one for each batch of changes, until
@@ -129,7 +147,8 @@ impl Cluster {
         let mut watches = JoinSet::new();
         for kind in watched() {
             let (client, events, health) = (self.client.clone(), events.clone(), Arc::clone(&self.health));
-            watches.spawn(Watched { kind, client, events, health, trust_netns: config.trust_netns }.run());
+            let (trust_netns, statuses) = (config.trust_netns, self.statuses.clone());
+            watches.spawn(Watched { kind, client, events, health, trust_netns, statuses }.run());
         }
         drop(events);
         let (node, trust_domain) = (Arc::from(config.node.as_str()), Arc::from(config.trust_domain.as_str()));
@@ -156,7 +175,10 @@ impl Cluster {
             let (returned, parts) = work.await.map_err(|error| ControlError::Internal(error.to_string()))?;
             store = returned;
             match parts {
-                Some(parts) => publisher.publish(SnapshotParts { node_local_dns: config.node_local_dns, ..parts }),
+                Some(parts) => {
+                    publisher.publish(SnapshotParts { node_local_dns: config.node_local_dns, ..parts });
+                    self.health.compiled(started);
+                }
                 None if !store.is_complete() => publisher.log(&store.standing_problems()),
                 None => {}
             }

@@ -6,14 +6,15 @@
 use std::time::Duration;
 
 use kube::core::Request;
-use kube::core::params::{Patch, PatchParams};
-use serde_json::Value;
+use kube::core::params::{GetParams, Patch, PatchParams};
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::Kind;
 use super::backoff::Backoff;
 use super::connect::describe;
-use super::{Kind, watch::path};
+use super::watch::{CONFLICT, NOT_FOUND, code, path};
 use crate::control::ControlError;
 use crate::control::publish::{Published, state};
 
@@ -40,7 +41,8 @@ impl Publisher {
         let (wanted, newest) = watch::channel((0, Value::Null));
         let (done, applied) = watch::channel(0);
         let manager = format!("mesh-agent.io/{node}");
-        runtime.spawn(Applier { client, node: node.to_owned(), manager, newest, done }.run());
+        let applier = Applier { client, node: node.to_owned(), manager, newest, done, owner: None, written: None };
+        runtime.spawn(applier.run());
         Ok(Self { node: node.to_owned(), runtime, wanted, applied })
     }
 
@@ -80,6 +82,11 @@ struct Applier {
     manager: String,
     newest: watch::Receiver<(u64, Value)>,
     done: watch::Sender<u64>,
+    /// The uid of the Node, which owns the object: it goes when the node does.
+    owner: Option<String>,
+    /// The version that this agent wrote last. An attempt that is still under way when a successor has published names
+    /// an older one, and comes to nothing.
+    written: Option<String>,
 }
 
 impl Applier {
@@ -111,16 +118,56 @@ impl Applier {
         }
     }
 
-    async fn apply(&self, value: &Value) -> Result<(), String> {
-        let version = Kind::CaptureState.api().1.first().copied().unwrap_or_default();
+    async fn apply(&mut self, value: &Value) -> Result<(), String> {
+        let version = version(Kind::CaptureState);
+        let mut value = value.clone();
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            self.find_owner().await;
+            if let Some(uid) = &self.owner {
+                let owner = json!({"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": uid});
+                metadata.insert("ownerReferences".to_owned(), json!([owner]));
+            }
+            if let Some(written) = self.written.take() {
+                metadata.insert("resourceVersion".to_owned(), written.into());
+            }
+        }
         let parameters = PatchParams::apply(&self.manager).force();
         let request = Request::new(path(Kind::CaptureState, version))
-            .patch(&self.node, &parameters, &Patch::Apply(value))
+            .patch(&self.node, &parameters, &Patch::Apply(&value))
             .map_err(|error| error.to_string())?;
         match tokio::time::timeout(ATTEMPT, self.client.request::<Value>(request)).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(applied)) => {
+                let now = applied.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+                self.written = now.map(str::to_owned);
+                Ok(())
+            }
+            Ok(Err(error)) if code(&error) == Some(CONFLICT) => Err("another agent of this node has written it".into()),
             Ok(Err(error)) => Err(describe(&error)),
             Err(_) => Err(format!("no answer within {} s", ATTEMPT.as_secs())),
         }
     }
+
+    /// Asks for the uid of the Node, once. Without one for now captures do not wait for it.
+    async fn find_owner(&mut self) {
+        if self.owner.is_some() {
+            return;
+        }
+        let path = path(Kind::Node, version(Kind::Node));
+        let Ok(request) = Request::new(path).get(&self.node, &GetParams::default()) else { return };
+        let reason = match tokio::time::timeout(ATTEMPT, self.client.request::<Value>(request)).await {
+            Ok(Ok(node)) => {
+                self.owner = node.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
+                return;
+            }
+            // An agent of a node that the cluster does not have: nothing owns its object.
+            Ok(Err(error)) if code(&error) == Some(NOT_FOUND) => return,
+            Ok(Err(error)) => describe(&error),
+            Err(_) => format!("no answer within {} s", ATTEMPT.as_secs()),
+        };
+        tracing::warn!(node = self.node, %reason, "the CaptureState is applied without its owner");
+    }
+}
+
+fn version(kind: Kind) -> &'static str {
+    kind.api().1.first().copied().unwrap_or_default()
 }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::backoff::Backoff;
 use super::connect::describe;
 use super::health::Health;
+use super::status::{Sketch, Tee, has_status};
 use super::{Event, Key, Kind, Mistake, Reading};
 use crate::control::object;
 
@@ -31,7 +32,8 @@ const LASTED: Duration = Duration::from_secs(30);
 const ABSENT: Duration = Duration::from_secs(30);
 /// RFC 9110; also the code of the event that ends an expired watch.
 const GONE: u16 = 410;
-const NOT_FOUND: u16 = 404;
+pub(super) const NOT_FOUND: u16 = 404;
+pub(super) const CONFLICT: u16 = 409;
 
 /// What one watch needs.
 pub(super) struct Watched {
@@ -40,6 +42,8 @@ pub(super) struct Watched {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) health: Arc<Health>,
     pub(super) trust_netns: bool,
+    /// Told of every object whose status is to be written.
+    pub(super) statuses: Option<Tee>,
 }
 
 /// A page of a list. Items of built-in kinds carry neither `apiVersion` nor `kind`.
@@ -211,7 +215,11 @@ impl Watched {
         self.health.event(self.kind);
         let moved = value.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(str::to_owned);
         let event = if removed {
-            Event::Removed(object::key(self.kind, &value))
+            let key = object::key(self.kind, &value);
+            if let Some(statuses) = &self.statuses {
+                statuses.gone(&key);
+            }
+            Event::Removed(key)
         } else {
             let (key, reading) = self.read(version, value);
             Event::Put(key, reading)
@@ -224,8 +232,14 @@ impl Watched {
         Ok(())
     }
 
-    fn read(&self, version: &str, value: Value) -> (Key, Reading) {
-        read(self.kind, version, value, self.trust_netns)
+    fn read(&self, version: &'static str, value: Value) -> (Key, Reading) {
+        let Some(statuses) = self.statuses.as_ref().filter(|_| has_status(self.kind)) else {
+            return read(self.kind, version, value, self.trust_netns);
+        };
+        let sketch = Sketch::of(&value);
+        let (key, reading) = read(self.kind, version, value, self.trust_netns);
+        statuses.is(version, sketch, &key, &reading);
+        (key, reading)
     }
 
     async fn away(&self, reason: String) -> Result<(), Ended> {
@@ -266,6 +280,15 @@ pub(super) fn read(kind: Kind, version: &str, mut value: Value, trust_netns: boo
     (key, reading)
 }
 
+/// Where the objects of a namespace are in the API, or all of a kind without namespaces.
+pub(super) fn namespaced(kind: Kind, version: &str, namespace: &str) -> String {
+    let all = path(kind, version);
+    match all.rsplit_once('/') {
+        Some((api, plural)) if !namespace.is_empty() => format!("{api}/namespaces/{namespace}/{plural}"),
+        _ => all,
+    }
+}
+
 /// Where a kind is in the API.
 pub(super) fn path(kind: Kind, version: &str) -> String {
     match kind.api().0 {
@@ -274,7 +297,8 @@ pub(super) fn path(kind: Kind, version: &str) -> String {
     }
 }
 
-fn code(error: &kube::Error) -> Option<u16> {
+/// The HTTP code of what the API server has answered.
+pub(super) fn code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
         _ => None,

@@ -14,6 +14,12 @@ pub(in crate::control) struct Mistake {
     pub(in crate::control) reason: String,
 }
 
+impl Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.field.is_empty() { f.write_str(&self.reason) } else { write!(f, "{}: {}", self.field, self.reason) }
+    }
+}
+
 /// How the reason begins when a field is not known.
 const UNKNOWN_FIELD: &str = "unknown field:";
 

@@ -37,7 +37,7 @@ pub(super) use self::meta::{
 pub(super) use self::peer_policy::{PeerPolicy, UdpPorts};
 pub(super) use self::place::{Namespace, Node};
 pub(super) use self::pod::Pod;
-pub(super) use self::route::{Route, RouteRule};
+pub(super) use self::route::{ParentReading, Route, RouteRule, read_parent};
 pub(super) use self::service::{Distribution, Service, ServiceSpecPort, TargetPort};
 pub(super) use self::slice::{Slice, SliceEndpoint};
 pub(super) use self::suspect::suspects;

@@ -303,6 +303,29 @@ fn parents(refs: &[Value], namespace: &Arc<str>, mistakes: &mut Vec<Mistake>) ->
     Ok(parents)
 }
 
+/// What a `parentRef` alone turns out to be.
+pub(in crate::control) enum ParentReading {
+    /// A Service.
+    Ours(ParentRef),
+    /// Another controller's.
+    Foreign,
+    /// Meant to be a Service; why it cannot be used.
+    Wrong(String),
+}
+
+/// Reads one `parentRef` of a route in `namespace`.
+pub(in crate::control) fn read_parent(value: &Value, namespace: &Arc<str>) -> ParentReading {
+    let read = part::<RawParent>("parentRef", value).and_then(|raw| check_parent("parentRef", raw, namespace));
+    match read {
+        Ok(Some(parent)) => ParentReading::Ours(parent),
+        // A Gateway with a field that is new to us is not ours to answer.
+        Err(Mistakes(found)) if value.get("kind").and_then(Value::as_str) == Some("Service") => {
+            ParentReading::Wrong(found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        }
+        Ok(None) | Err(_) => ParentReading::Foreign,
+    }
+}
+
 fn check_parent(field: &str, raw: RawParent, namespace: &Arc<str>) -> Checked<Option<ParentRef>> {
     let group = raw.group.as_deref().unwrap_or(GATEWAY_GROUP);
     let is_service = raw.kind.as_deref() == Some("Service");
