@@ -3,7 +3,8 @@
 //! Method: every round measures direct, direct once more (the A/A row: what noise alone does) and meshed; ratios
 //! are taken within a round, and medians of those over the rounds. While direct is measured none of our programs
 //! is attached, which is asserted. Run it on an otherwise idle machine. `--native` does the same for two pods of one
-//! node, see [`native`]; `--http` for the http lane, beside other proxies that read requests, see [`http`]; `--scale` is one agent
+//! node, see [`native`]; `--http` for the http lane, beside other proxies that read requests, see
+//! [`http`]; `--scale` is one agent
 //! that reads a big cluster, see [`scale`].
 
 mod comparison;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench --scale`: one agent that reads a big cluster from an API server. What it holds, how soon it begins,
-//! how soon a change is in force, and what a steady rate of changes costs.
+//! `cargo xtask bench --scale`: one agent that reads a big cluster from an API server. What it holds, how soon it
+//! begins, how soon a change is in force, and what a steady rate of changes costs.
 
 mod cluster;
 
