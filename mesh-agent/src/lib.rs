@@ -8,6 +8,7 @@ pub mod agent;
 pub mod balance;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod drain;

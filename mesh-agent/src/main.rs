@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_agent::agent;
-use mesh_agent::cli::log;
-use mesh_agent::config::{EXIT_USAGE, LogFormat, RunArgs};
+use mesh_agent::cli::{cni, log};
+use mesh_agent::config::{EXIT_USAGE, LogFormat, RunArgs, is_called_as_plugin};
 
 /// Node-level service mesh agent.
 #[derive(Parser)]
@@ -39,6 +39,9 @@ enum Command {
 
 fn main() -> ExitCode {
     mesh_agent::sys::bound_allocator();
+    if is_called_as_plugin() {
+        return cni::plugin();
+    }
     match Cli::parse().command {
         Command::Run(args) => match args.check() {
             Ok(config) => {

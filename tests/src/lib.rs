@@ -8,6 +8,7 @@ pub mod agent;
 pub mod apps;
 pub mod bpf;
 pub mod cgroup;
+pub mod cni;
 pub mod datagram;
 pub mod dial;
 pub mod gateway;

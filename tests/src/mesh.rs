@@ -1,9 +1,7 @@
 //! A whole mesh: two nodes, one certificate authority, an agent per node, pods and the objects that declare them.
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +12,14 @@ use crate::kube_api::ApiServer;
 use crate::leftovers;
 use crate::objects::{NETNS_ANNOTATION, Objects, PodObject};
 use crate::pod::Pod;
-use crate::process::tail;
 use crate::topology::{Node, Side, Sides, Topology};
 use crate::wait;
 
 /// A change of the objects is in force within this (design: 1 s; the rest is for a busy machine).
 pub const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
+
+mod sandbox;
+mod words;
 
 /// Where each node finds the API server, if there is one.
 const API_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 16443);
@@ -115,18 +115,9 @@ impl Mesh {
     pub fn pod_with(&mut self, side: Side, name: &str, alter: impl FnOnce(&mut PodObject)) -> Result<Arc<Workload>> {
         let (namespace, short) = name.split_once('/').with_context(|| format!("`{name}` is not namespace/name"))?;
         let pod = self.topology.node(side).pod(&format!("{namespace}-{short}"))?;
-        let mut object = PodObject {
-            namespace: namespace.to_owned(),
-            name: short.to_owned(),
-            uid: format!("uid-{namespace}-{short}"),
-            labels: [("app".to_owned(), short.to_owned())].into(),
-            annotations: [(NETNS_ANNOTATION.to_owned(), pod.netns().path().display().to_string())].into(),
-            node: side.node_name().to_owned(),
-            service_account: short.to_owned(),
-            ips: pod.ips().to_vec(),
-            ports: Vec::new(),
-            ready: true,
-        };
+        let mut object = object(side, (namespace, short), &format!("uid-{namespace}-{short}"));
+        object.annotations.insert(NETNS_ANNOTATION.to_owned(), pod.netns().path().display().to_string());
+        object.ips = pod.ips().to_vec();
         alter(&mut object);
         self.objects.put_pod(&object)?;
         let workload = Arc::new(Workload { pod, object });
@@ -174,6 +165,15 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started.
     pub fn use_api_server(&mut self) -> Result<Arc<ApiServer>> {
+        self.agents_run_with("--trust-netns-annotation", "");
+        self.use_api_server_of_strangers()
+    }
+
+    /// As [`Self::use_api_server`], where anybody may create pods: their annotations are not believed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn use_api_server_of_strangers(&mut self) -> Result<Arc<ApiServer>> {
         let listen = |side: Side| -> Result<TcpListener> {
             Ok(self.topology.node(side).netns().run(|| TcpListener::bind(API_SERVER))??)
         };
@@ -181,11 +181,10 @@ impl Mesh {
         let api = Arc::new(ApiServer::start(listeners.collect::<Result<_>>()?)?);
         api.install_crds()?;
         self.objects.mirror_to(Arc::clone(&api))?;
-        let kubeconfig = self.topology.run().subfolder("api-server")?.join("kubeconfig");
+        let kubeconfig = self.kubeconfig()?;
         api.write_kubeconfig(&kubeconfig, &api.url(0)?)?;
         self.agents_run_with("--source", "kube");
         self.agents_run_with("--kubeconfig", &kubeconfig.display().to_string());
-        self.agents_run_with("--trust-netns-annotation", "");
         Ok(api)
     }
 
@@ -360,33 +359,18 @@ impl Mesh {
         ensure!(complaints.is_empty(), "unexpected in the agents' logs:\n{}", complaints.join("\n"));
         Ok(())
     }
+}
 
-    /// What a failed scenario leaves to look at: logs, kernel counters, and the pods' open connections.
-    fn last_words(&self) -> String {
-        let mut words = String::new();
-        for (side, agent) in self.agents.iter() {
-            let Some(agent) = agent else { continue };
-            let _ = writeln!(words, "-- {}\n{}", side.node_name(), tail(&agent.log(), 15));
-            let _ = writeln!(words, "-- its access log\n{}", tail(&agent.process().stdout(), 5));
-            let said = agent.process().stdout();
-            let failed: String = said
-                .lines()
-                .filter(|line| !line.contains(r#""outcome":"ok""#))
-                .map(|line| format!("{line}\n"))
-                .collect();
-            let _ = writeln!(words, "-- what failed in it\n{}", tail(&failed, 5));
-            let metrics = agent.metrics(self.node(side)).unwrap_or_default();
-            let exits = metrics.select("mesh_kernel_exits_total", &[]).filter(|sample| sample.value > 0.0);
-            let exits: Vec<String> = exits.map(|s| format!("{:?} {}", s.labels.values(), s.value)).collect();
-            let _ = writeln!(words, "-- its kernel counters\n{}", exits.join("\n"));
-        }
-        for pod in &self.pods {
-            let sockets = Command::new("ss").args(["-tanoH", "-N", pod.netns().name()]).output();
-            let sockets =
-                sockets.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-            let open: Vec<&str> = sockets.lines().filter(|line| !line.starts_with("TIME-WAIT")).take(20).collect();
-            let _ = writeln!(words, "-- sockets of {}\n{}", pod.object.display_name(), open.join("\n"));
-        }
-        words
+/// A pod's object before it has a network.
+fn object(side: Side, (namespace, name): (&str, &str), uid: &str) -> PodObject {
+    PodObject {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+        labels: [("app".to_owned(), name.to_owned())].into(),
+        node: side.node_name().to_owned(),
+        service_account: name.to_owned(),
+        ready: true,
+        ..PodObject::default()
     }
 }

@@ -175,7 +175,26 @@ impl Node {
     /// # Errors
     /// What the system says.
     pub fn pod(&self, name: &str) -> Result<Pod> {
-        let number = self.pods.fetch_add(1, Ordering::Relaxed) + 1;
+        self.pod_at(name, self.pods.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Adds a pod with the addresses of one that was disconnected.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn pod_in_place_of(&self, name: &str, gone: &Pod) -> Result<Pod> {
+        self.pod_at(name, number(gone))
+    }
+
+    /// Takes a pod's cable away, as the plugin does at DEL that had laid it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn disconnect(&self, pod: &Pod) -> Result<()> {
+        self.netns.ip(&format!("link del pod{}\n", number(pod)))
+    }
+
+    fn pod_at(&self, name: &str, number: u8) -> Result<Pod> {
         let host = number.checked_add(9).filter(|host| *host < 250).context("a node has room for 240 pods")?;
         let ips = [IpAddr::from(pod_v4(self.side, host)), IpAddr::from(pod_v6(self.side, host))];
         let pod = Pod::new(&self.run, self, name, ips)?;
@@ -277,6 +296,14 @@ impl Drop for Bpffs {
         if let Err(error) = umount2(&self.path, MntFlags::MNT_DETACH) {
             eprintln!("harness: cannot unmount {}: {error}", self.path.display());
         }
+    }
+}
+
+/// Which of its node's pods one is: the reverse of what [`Node::pod_at`] makes of it.
+fn number(pod: &Pod) -> u8 {
+    match pod.ips()[0] {
+        IpAddr::V4(ip) => ip.octets()[3] - 9,
+        IpAddr::V6(_) => unreachable!("a pod's first address is IPv4"),
     }
 }
 

@@ -11,7 +11,7 @@ pub mod status;
 
 pub use http::serve as serve_metrics;
 pub use ready::{Condition, Readiness};
-pub use request::{ExplainRequest, Request};
+pub use request::{EnrolAnswer, EnrolRequest, ExplainRequest, ReleaseRequest, Request};
 pub use socket::{SOCKET_NAME, ask, listen as private_socket, serve as serve_socket};
 
 /// Why an admin endpoint cannot be served or asked.

@@ -1,5 +1,8 @@
 //! What can be asked over the admin socket.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::explain::RequestQuestion;
@@ -12,6 +15,56 @@ pub enum Request {
     Status,
     /// Why a connection is let through or refused.
     Explain(ExplainRequest),
+    /// A pod's sandbox stands: answered with an [`EnrolAnswer`], within a second or two.
+    Enrol(EnrolRequest),
+    /// A pod's sandbox is taken down: answered with `null`.
+    Release(ReleaseRequest),
+}
+
+/// A sandbox, as the container runtime tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    /// `metadata.uid` of the pod.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Id of the sandbox.
+    pub container: String,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The end of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseRequest {
+    /// `metadata.uid` of the pod.
+    pub uid: String,
+    /// Id of the sandbox.
+    pub container: String,
+}
+
+/// How far a pod has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum EnrolAnswer {
+    /// This sandbox is in the mesh: its containers may start.
+    Captured,
+    /// It is not to be in the mesh.
+    NotAsked,
+    /// It should be and cannot be.
+    Refused {
+        /// Why, and the way out.
+        reason: String,
+    },
+    /// Not yet; to be asked again.
+    Waiting {
+        /// For what.
+        reason: String,
+    },
 }
 
 /// A connection, in the words of whoever asks.

@@ -25,13 +25,15 @@ const LARGEST: u64 = 64 * 1024 * 1024;
 /// More than any request.
 const LARGEST_REQUEST: u64 = 16 * 1024;
 
-/// Serves what `answer` makes of each request, as JSON, until the task is dropped. `answer` may block for a while.
+/// Serves what `answer` makes of each request, as JSON, until the task is dropped. `answer` may take a while, and must
+/// not block.
 ///
 /// # Errors
 /// When the socket cannot be made in `state_dir`.
-pub fn serve<A>(state_dir: &Path, answer: A) -> Result<impl Future<Output = ()> + use<A>, AdminError>
+pub fn serve<A, F>(state_dir: &Path, answer: A) -> Result<impl Future<Output = ()> + use<A, F>, AdminError>
 where
-    A: Fn(Request) -> serde_json::Result<Vec<u8>> + Send + Sync + 'static,
+    A: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = serde_json::Result<Vec<u8>>> + Send + 'static,
 {
     Ok(accept(listen(state_dir, SOCKET_NAME)?, Arc::new(answer)))
 }
@@ -52,9 +54,10 @@ pub fn listen(state_dir: &Path, name: &str) -> Result<UnixListener, AdminError> 
     Ok(listener)
 }
 
-async fn accept<A>(listener: UnixListener, answer: Arc<A>)
+async fn accept<A, F>(listener: UnixListener, answer: Arc<A>)
 where
-    A: Fn(Request) -> serde_json::Result<Vec<u8>> + Send + Sync + 'static,
+    A: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = serde_json::Result<Vec<u8>>> + Send + 'static,
 {
     loop {
         match listener.accept().await {
@@ -73,15 +76,14 @@ where
     }
 }
 
-async fn converse<A>(mut stream: UnixStream, answer: Arc<A>) -> std::io::Result<()>
+async fn converse<A, F>(mut stream: UnixStream, answer: Arc<A>) -> std::io::Result<()>
 where
-    A: Fn(Request) -> serde_json::Result<Vec<u8>> + Send + Sync + 'static,
+    A: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = serde_json::Result<Vec<u8>>> + Send + 'static,
 {
     let mut request = Vec::new();
     (&mut stream).take(LARGEST_REQUEST).read_to_end(&mut request).await?;
-    let request = serde_json::from_slice(&request)?;
-    // It waits for whoever writes the kernel's maps.
-    let document = tokio::task::spawn_blocking(move || answer(request)).await.map_err(std::io::Error::other)??;
+    let document = answer(serde_json::from_slice(&request)?).await?;
     stream.write_all(&document).await?;
     stream.shutdown().await
 }
@@ -115,7 +117,7 @@ mod tests {
     #[tokio::test]
     async fn each_request_is_answered_over_a_socket_that_only_its_owner_may_open() {
         let dir = tempfile::tempdir().unwrap();
-        tokio::spawn(serve(dir.path(), |request| serde_json::to_vec(&(request, "heard"))).unwrap());
+        tokio::spawn(serve(dir.path(), async |request| serde_json::to_vec(&(request, "heard"))).unwrap());
         let explain = ExplainRequest { source: "a/b".into(), destination: "c/d".into(), port: Some(80), request: None };
         for request in [Request::Status, Request::Explain(explain)] {
             let answer: (Request, String) = ask(dir.path(), &request).await.unwrap();
@@ -128,7 +130,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_request_gets_an_end_and_no_answer() {
         let dir = tempfile::tempdir().unwrap();
-        tokio::spawn(serve(dir.path(), |request| serde_json::to_vec(&request)).unwrap());
+        tokio::spawn(serve(dir.path(), async |request| serde_json::to_vec(&request)).unwrap());
         let mut stream = UnixStream::connect(dir.path().join(SOCKET_NAME)).await.unwrap();
         stream.write_all(b"{\"ask\":\"nonsense\"}").await.unwrap();
         stream.shutdown().await.unwrap();

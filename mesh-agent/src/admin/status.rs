@@ -42,7 +42,7 @@ pub struct SnapshotStatus {
 pub struct PodStatus {
     /// `namespace/name`.
     pub pod: String,
-    /// `joining`, `captured`, `leaving`, `draining` or `failed`.
+    /// `waiting`, `joining`, `captured`, `leaving`, `draining`, `failed` or `outside`.
     pub stage: String,
     /// Why it is not captured; empty otherwise.
     pub reason: String,

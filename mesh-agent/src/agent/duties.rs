@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::enrol::Enroller;
 use super::kernel_events::Scribe;
 use super::metrics::Board;
 use super::pods_thread::Order;
@@ -35,6 +36,7 @@ pub(super) struct Duties {
     pub(super) registry: Arc<Registry>,
     pub(super) ready: Arc<Readiness>,
     pub(super) board: Arc<Board>,
+    pub(super) enroller: Arc<Enroller>,
     pub(super) orders: mpsc::UnboundedSender<Order>,
     pub(super) running: Running,
     /// `CLOCK_MONOTONIC` when another agent stopped counting, or this one did, in nanoseconds.
@@ -84,9 +86,19 @@ impl Duties {
     pub(super) fn serve_status(&mut self) -> Result<()> {
         let status = status::source(&self.config, &self.board, &self.proxy);
         let explain = explain::source(&self.board, self.proxy.refused_ports());
-        let answer = move |request| match request {
-            admin::Request::Status => serde_json::to_vec(&status()),
-            admin::Request::Explain(request) => serde_json::to_vec(&explain(request)),
+        let (status, explain) = (Arc::new(status), Arc::new(explain));
+        let enroller = Arc::clone(&self.enroller);
+        let answer = move |request| {
+            let (status, explain, enroller) = (Arc::clone(&status), Arc::clone(&explain), Arc::clone(&enroller));
+            async move {
+                match request {
+                    admin::Request::Enrol(request) => serde_json::to_vec(&enroller.enrol(request).await),
+                    admin::Request::Release(request) => serde_json::to_vec(&enroller.release(request).await),
+                    // These wait for whoever writes the kernel's maps.
+                    admin::Request::Status => blocking(move || serde_json::to_vec(&status())).await,
+                    admin::Request::Explain(request) => blocking(move || serde_json::to_vec(&explain(request))).await,
+                }
+            }
         };
         let status = tokio::spawn(admin::serve_socket(&self.config.state_dir, answer)?);
         if let Some(before) = self.running.status.replace(status) {
@@ -132,6 +144,12 @@ impl Duties {
         self.orders.send(order(done)).map_err(|_| gone())?;
         wait.await.map_err(|_| gone())
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> serde_json::Result<T> + Send + 'static,
+) -> serde_json::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other).map_err(serde_json::Error::io)?
 }
 
 /// Keeps the kubelet's probes proven while it comes, goes and moves. Never ends.

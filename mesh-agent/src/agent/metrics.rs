@@ -13,6 +13,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use tokio::sync::watch;
+
 use super::stage::PodReport;
 use crate::capture::Kernel;
 use crate::capture::probe::{self, SocketControl};
@@ -27,6 +29,8 @@ pub(super) struct Board {
     pub(super) certificates: Arc<CertStore>,
     socket_control: SocketControl,
     pods: Mutex<Vec<PodReport>>,
+    /// Told after each reconciliation.
+    looks: watch::Sender<()>,
     failed_rechecks: AtomicU64,
 }
 
@@ -39,14 +43,20 @@ impl fmt::Debug for Board {
 impl Board {
     pub(super) fn new(kernel: Arc<Kernel>, snapshots: Arc<SnapshotStore>, certificates: Arc<CertStore>) -> Self {
         let socket_control = probe::socket_control_at_start();
-        let (pods, failed_rechecks) = (Mutex::default(), AtomicU64::default());
-        Self { kernel, snapshots, certificates, socket_control, pods, failed_rechecks }
+        let (pods, failed_rechecks, looks) = (Mutex::default(), AtomicU64::default(), watch::Sender::new(()));
+        Self { kernel, snapshots, certificates, socket_control, pods, looks, failed_rechecks }
     }
 
     /// Puts up where every pod stands after a reconciliation, and how many re-checks have failed so far.
     pub(super) fn put(&self, pods: Vec<PodReport>, failed_rechecks: u64) {
         self.failed_rechecks.store(failed_rechecks, Ordering::Relaxed);
         *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = pods;
+        self.looks.send_replace(());
+    }
+
+    /// Tells of each reconciliation.
+    pub(super) fn watch(&self) -> watch::Receiver<()> {
+        self.looks.subscribe()
     }
 
     /// Where every pod stood last.
@@ -71,15 +81,33 @@ impl Collector for BoardCollector {
 impl BoardCollector {
     fn pods(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::from([(("captured", ""), 0)]);
+        let (mut expected, mut captured) = (0, 0);
         for pod in self.0.pods() {
+            expected += i64::from(pod.is_expected());
+            captured += i64::from(pod.is_expected() && pod.stage == "captured");
             *counts.entry((pod.stage, pod.reason)).or_default() += 1;
         }
-        let help = "Opted-in pods of this node by stage; the reason of failed ones, or `guard` for lack of one";
+        let help =
+            "Opted-in pods of this node by stage; the reason of failed and outside ones, or `guard` for lack of one";
         let mut family = encoder.encode_descriptor("mesh_pods", help, None, MetricType::Gauge)?;
         for ((stage, reason), count) in counts {
             let labels = [("stage", stage), ("reason", reason)];
             ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
         }
+        let help = "Opted-in pods of this node that have a network and can be captured";
+        ConstGauge::new(expected).encode(encoder.encode_descriptor(
+            "mesh_pods_expected",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)?;
+        let help = "Those of mesh_pods_expected that are captured; fewer for long is to be looked at";
+        ConstGauge::new(captured).encode(encoder.encode_descriptor(
+            "mesh_pods_captured",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)?;
         let help = "Failed attempts to judge a pod's plaintext and native connections by newer rules";
         let failed = ConstCounter::new(self.0.failed_rechecks.load(Ordering::Relaxed));
         failed.encode(encoder.encode_descriptor("mesh_recheck_failures", help, None, MetricType::Counter)?)

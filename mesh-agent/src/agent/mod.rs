@@ -4,6 +4,7 @@
 pub mod controller;
 mod duties;
 mod egress_events;
+mod enrol;
 mod explain;
 mod handover;
 mod inherited;
@@ -11,6 +12,7 @@ mod kernel_events;
 mod metrics;
 mod pods;
 mod pods_thread;
+mod publication;
 mod source;
 mod stage;
 mod status;
@@ -28,7 +30,8 @@ use tokio::task::JoinHandle;
 use crate::admin::{Condition, Readiness};
 use crate::balance::Balancer;
 use crate::capture::{Half, Kernel, KernelConfig, uninstall as uninstall_instance};
-use crate::config::{Ca, Config};
+use crate::cni::{self, Book};
+use crate::config::{Ca, CniInstall, Config};
 use crate::identity::{
     CaAuth, CaClient, CertStore, GrpcCa, GrpcTarget, LocalCa, NodeIdentity, NodeLogin, NodeName, Rotator,
     RotatorSettings,
@@ -40,6 +43,7 @@ use crate::sys;
 use crate::telemetry::{Registry, Telemetry};
 use crate::tls::Tls;
 use duties::{Duties, Running};
+use enrol::Enroller;
 use handover::charge::{self, Charge};
 use handover::successor;
 use metrics::{Board, BoardCollector};
@@ -47,6 +51,8 @@ use pods::{Parts, Pods};
 use pods_thread::{Order, PodsThread};
 use source::ObjectSource;
 
+/// How often readiness is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 /// How often series of vanished workloads are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 /// What is left of the spans may take so long to be sent at the end.
@@ -98,6 +104,7 @@ fn raise_descriptor_limit() {
 
 /// What stands before anything of the node is touched: the objects, certificates, telemetry.
 struct Base {
+    book: Arc<Book>,
     ready: Arc<Readiness>,
     snapshots: Arc<SnapshotStore>,
     certificates: Arc<CertStore>,
@@ -125,8 +132,9 @@ impl Base {
         let rotator = Rotator::new(Arc::clone(&certificates), ca_client(config)?, RotatorSettings::default());
         tokio::spawn(rotator.run(wanted.subscribe()));
         objects.register(&registry);
-        let source = tokio::spawn(objects.clone().run(config.clone(), Arc::clone(&snapshots)));
-        Ok(Self { ready, snapshots, certificates, wanted, registry, telemetry, spans, source })
+        let book = Arc::new(Book::open(&config.state_dir).context("/proc is needed")?);
+        let source = tokio::spawn(objects.clone().run(config.clone(), Arc::clone(&book), Arc::clone(&snapshots)));
+        Ok(Self { book, ready, snapshots, certificates, wanted, registry, telemetry, spans, source })
     }
 }
 
@@ -144,6 +152,7 @@ async fn serve(config: Config) -> Result<()> {
         () = stop.told() => return Ok(()),
     };
     // From here on nobody else writes, or counts what the kernel carries.
+    base.book.read_again();
     let counting_since_ns = sys::monotonic_ns();
     let kernel = Arc::new(Kernel::start(kernel_config(&config))?);
     let board = Board::new(Arc::clone(&kernel), Arc::clone(&base.snapshots), Arc::clone(&base.certificates));
@@ -153,6 +162,9 @@ async fn serve(config: Config) -> Result<()> {
     let proxy = Arc::new(proxy(&config, &base, Arc::clone(&balancer))?);
     tokio::spawn(sweep(Arc::clone(&base.telemetry), balancer, Arc::clone(&base.snapshots)));
 
+    let enroller = Arc::new(Enroller { board: Arc::clone(&board), book: Arc::clone(&base.book) });
+    tokio::spawn(Arc::clone(&enroller).keep(config.state_dir.clone()));
+    let installed = config.cni.clone().map(|install| tokio::spawn(keep_installed(install, Arc::clone(&base.ready))));
     let (orders, ordered) = mpsc::unbounded_channel();
     let mut duties = Duties {
         config: config.clone(),
@@ -163,6 +175,7 @@ async fn serve(config: Config) -> Result<()> {
         registry: Arc::clone(&base.registry),
         ready: Arc::clone(&base.ready),
         board: Arc::clone(&board),
+        enroller,
         orders: orders.clone(),
         running: Running::default(),
         counting_since_ns,
@@ -198,6 +211,9 @@ async fn serve(config: Config) -> Result<()> {
     };
     let wait = config.wait_when_succeeded && matches!(why, Why::Succeeded);
     base.ready.lacks(Condition::Serving, "stopping".to_owned());
+    if let Some(installed) = installed {
+        installed.abort();
+    }
     // A predecessor that still waits serves again before this agent stops to.
     charge.leave().await;
     let ended = Ending { config: &config, kernel: &kernel, proxy: &proxy, orders, pods }.end(why).await;
@@ -248,6 +264,10 @@ impl Ending<'_> {
             tracing::error!("the thread that cares for the pods had died");
         }
         if uninstall {
+            if let Some(install) = &self.config.cni {
+                // Before the pods: from here on new ones start without the mesh.
+                cni::uninstall(&install.conf_dir, &install.bin_dir).context("uninstalling the CNI plugin")?;
+            }
             self.kernel.leave_cgroup();
             uninstall_instance(&kernel_config(self.config)).context("uninstalling")?;
         }
@@ -298,6 +318,14 @@ fn ca_client(config: &Config) -> Result<Arc<dyn CaClient>> {
             Arc::new(GrpcCa::new(target, CaAuth::Node(login))?)
         }
     })
+}
+
+/// Keeps the CNI plugin in its place, once this agent can answer it.
+async fn keep_installed(install: CniInstall, ready: Arc<Readiness>) {
+    while !ready.missing().is_empty() {
+        tokio::time::sleep(LOOK).await;
+    }
+    cni::keep(install).await;
 }
 
 /// Forgets what is remembered of workloads and endpoints that are gone.

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::inherited::Leaver;
-use super::stage::{Complaint, Member, PodReport, Rules, Stage, generation, published};
+use super::stage::{Complaint, Member, PodReport, Rules, Stage, generation, has_network, published};
 
 use crate::capture::{EnrolledPod, Kernel, NotCaptured};
 use crate::control::{ControlError, Published};
 use crate::identity::CertStore;
 use crate::model::identity::Identity;
-use crate::model::workload::{Captured, Workload, WorkloadUid};
+use crate::model::workload::{Captured, Enrolment, Workload, WorkloadUid};
 use crate::proxy::{PodHandle, PodListeners, Proxy};
 use crate::snapshot::Snapshot;
 use crate::sys;
@@ -63,10 +63,12 @@ pub(super) struct Pods {
     pub(super) parts: Parts,
     pub(super) stages: HashMap<WorkloadUid, (Arc<Workload>, Stage)>,
     /// Published by an earlier agent of this node; kept until this one has enrolled the pod or failed to.
-    inherited: BTreeMap<WorkloadUid, Published>,
-    published: Option<BTreeMap<WorkloadUid, Published>>,
+    pub(super) inherited: BTreeMap<WorkloadUid, Published>,
+    pub(super) published: Option<BTreeMap<WorkloadUid, Published>>,
     /// Pods that this agent has seen outside the mesh: others may be talking to them.
     seen_outside: HashSet<WorkloadUid>,
+    /// Opted-in pods that are not brought in.
+    apart: Vec<PodReport>,
     /// How often the maps have been written.
     pub(super) fillings: u32,
     pub(super) reaped: bool,
@@ -84,6 +86,7 @@ impl Pods {
             inherited: BTreeMap::new(),
             published: None,
             seen_outside: HashSet::new(),
+            apart: Vec::new(),
             fillings: 0,
             reaped: false,
             failed_rechecks: 0,
@@ -95,9 +98,10 @@ impl Pods {
     pub(super) fn reconcile(&mut self, snapshot: &Snapshot, now: Instant) -> Option<Instant> {
         let wanted: HashMap<WorkloadUid, Arc<Workload>> = snapshot
             .local_workloads()
-            .filter(|workload| workload.is_enrolled())
+            .filter(|workload| workload.is_enrolled() && has_network(workload))
             .map(|workload| (Arc::clone(&workload.uid), Arc::clone(workload)))
             .collect();
+        self.apart = snapshot.local_workloads().filter_map(PodReport::apart).collect();
         self.note_outsiders(snapshot);
         self.note_leavers(&wanted, snapshot, now);
         self.want_identities(&wanted);
@@ -148,6 +152,7 @@ impl Pods {
 
     fn join(&mut self, wanted: &HashMap<WorkloadUid, Arc<Workload>>, snapshot: &Snapshot, now: Instant) {
         for (uid, workload) in wanted {
+            self.leave_earlier_sandbox(workload);
             match self.stages.get_mut(uid) {
                 // It came back while its last connections were ending: their way back stays, and it starts anew.
                 Some((_, Stage::Draining(_))) => self.enrol(workload, snapshot, now),
@@ -158,13 +163,28 @@ impl Pods {
                         self.stages.insert(Arc::clone(uid), (Arc::clone(workload), Stage::Joining(member)));
                     }
                 }
-                Some((known, Stage::Failed { again, .. })) if *again <= now => {
+                Some((known, Stage::Failed { again, .. }))
+                    if *again <= now || (&known.netns, &known.ips) != (&workload.netns, &workload.ips) =>
+                {
                     *known = Arc::clone(workload);
                     self.enrol(workload, snapshot, now);
                 }
                 Some((known, _)) => *known = Arc::clone(workload),
                 None => self.enrol(workload, snapshot, now),
             }
+        }
+    }
+
+    /// A sandbox that was made anew is another network: of the earlier one nothing is kept.
+    fn leave_earlier_sandbox(&mut self, workload: &Workload) {
+        let member = self.stages.get(&workload.uid).and_then(|(_, stage)| stage.member());
+        if member.is_some_and(|member| member.pod.is_of_an_earlier_sandbox(workload))
+            && let Some((_, stage)) = self.stages.remove(&workload.uid)
+            && let Some(member) = stage.member()
+        {
+            tracing::info!(pod = %workload.display_name(), "its sandbox was made anew");
+            self.parts.kernel.release(&workload.uid);
+            member.handle.stop_accepting();
         }
     }
 
@@ -232,7 +252,8 @@ impl Pods {
                         tracing::error!(pod = %workload.display_name(), %error, "its connects are still captured");
                     }
                     // A deleted pod needs no grace: nobody can reach it.
-                    let linger = if snapshot.workload(&uid).is_some() { LINGER } else { Duration::ZERO };
+                    let lives = snapshot.workload(&uid).is_some_and(|pod| pod.enrolment != Enrolment::Gone);
+                    let linger = if lives { LINGER } else { Duration::ZERO };
                     Stage::Leaving { member, until: now + linger }
                 }
                 other => other,
@@ -287,39 +308,6 @@ impl Pods {
         }
     }
 
-    fn publish(&mut self) {
-        let mut now: BTreeMap<WorkloadUid, Published> = BTreeMap::new();
-        for (uid, (workload, stage)) in &self.stages {
-            match stage {
-                Stage::Captured(member) => {
-                    let captured = member.captured.clone();
-                    now.insert(Arc::clone(uid), published(workload, captured));
-                    self.inherited.remove(uid);
-                }
-                Stage::Joining(_) => {
-                    if let Some(before) = self.inherited.get(uid) {
-                        now.insert(Arc::clone(uid), before.clone());
-                    }
-                }
-                _ => {
-                    self.inherited.remove(uid);
-                }
-            }
-        }
-        if self.stages.is_empty() && self.published.is_none() {
-            return;
-        }
-        // While an earlier agent's programs decide, what that one has published holds.
-        if self.published.as_ref() == Some(&now) || !self.parts.kernel.in_force() {
-            return;
-        }
-        let list: Vec<Published> = now.values().cloned().collect();
-        match (self.parts.publish)(&list) {
-            Ok(()) => self.published = Some(now),
-            Err(error) => tracing::error!(%error, "what is captured on this node could not be published"),
-        }
-    }
-
     /// Judges the direct connections of pods whose rules have changed.
     fn judge_again(&mut self, snapshot: &Snapshot) {
         for (workload, stage) in self.stages.values_mut() {
@@ -352,7 +340,8 @@ impl Pods {
 
     /// Where every pod stands.
     pub(super) fn report(&self) -> Vec<PodReport> {
-        self.stages.values().map(|(workload, stage)| stage.report(workload, &self.parts.kernel)).collect()
+        let stages = self.stages.values().map(|(workload, stage)| stage.report(workload, &self.parts.kernel));
+        stages.chain(self.apart.iter().cloned()).collect()
     }
 
     /// Whether every pod that an earlier agent had captured is served by this one, or cannot be.
@@ -370,29 +359,5 @@ impl Pods {
         }
         // The other one may have published.
         self.published = None;
-    }
-
-    /// Takes every pod out, for an uninstall: published first, then hooks, then what is inside the pods.
-    pub(super) fn take_down(&mut self) {
-        self.inherited.clear();
-        let stages = std::mem::take(&mut self.stages);
-        self.publish();
-        if self.published.as_ref().is_some_and(|published| !published.is_empty())
-            && let Err(error) = (self.parts.publish)(&[])
-        {
-            tracing::error!(%error, "what was captured on this node could not be withdrawn");
-        }
-        for (uid, (_, stage)) in stages {
-            let (Stage::Joining(member)
-            | Stage::Captured(member)
-            | Stage::Leaving { member, .. }
-            | Stage::Draining(member)) = stage
-            else {
-                continue;
-            };
-            self.parts.kernel.release(&uid);
-            member.handle.stop_accepting();
-            let _ = member.pod.remove_routes();
-        }
     }
 }

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 use super::pods::Publish;
+use crate::cni::Book;
 use crate::config::{Config, Source};
 use crate::control::{self, Cluster, Compilations, DirConfig, KubeConfig, publish_captured};
 use crate::snapshot::SnapshotStore;
@@ -44,7 +45,7 @@ impl ObjectSource {
     }
 
     /// Publishes snapshots for as long as the agent lives.
-    pub(super) async fn run(self, config: Config, snapshots: Arc<SnapshotStore>) -> Result<()> {
+    pub(super) async fn run(self, config: Config, book: Arc<Book>, snapshots: Arc<SnapshotStore>) -> Result<()> {
         let Config { node, trust_domain, node_local_dns, .. } = config;
         let node_local_dns = Some(node_local_dns);
         match self {
@@ -54,7 +55,7 @@ impl ObjectSource {
             }
             Self::Kube { cluster, trust_netns } => {
                 let config = KubeConfig { node, trust_domain, node_local_dns, trust_netns };
-                cluster.run(config, snapshots, std::future::pending()).await?;
+                cluster.with_local(book.watch()).run(config, snapshots, std::future::pending()).await?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::capture::{DirectConnection, EnrolledPod, Kernel, NotCaptured};
 use crate::control::Published;
 use crate::model::identity::PeerIdentity;
 use crate::model::policy::Policy;
-use crate::model::workload::{Captured, PeerModes, Workload};
+use crate::model::workload::{Captured, Enrolment, PeerModes, Workload};
 use crate::policy::{Flow, authorize};
 use crate::proxy::PodHandle;
 use crate::snapshot::Snapshot;
@@ -17,12 +17,40 @@ use crate::snapshot::Snapshot;
 pub struct PodReport {
     /// The pod.
     pub workload: Arc<Workload>,
-    /// `joining`, `captured`, `leaving`, `draining` or `failed`.
+    /// `waiting`, `joining`, `captured`, `leaving`, `draining`, `failed` or `outside`.
     pub stage: &'static str,
-    /// For `failed`: the word of [`NotCaptured`]; for `captured`: `guard` when its guard is not in force; else empty.
+    /// For `failed`: the word of [`NotCaptured`]; for `outside`: what keeps it there; for `captured`: `guard` when its
+    /// guard is not in force; else empty.
     pub reason: &'static str,
     /// The sentence that goes with it.
     pub detail: Arc<str>,
+    /// The network namespace that it is in the mesh with.
+    pub netns_inode: Option<u64>,
+}
+
+impl PodReport {
+    /// One of an opted-in pod that is not brought in; `None` for all others.
+    pub(super) fn apart(workload: &Arc<Workload>) -> Option<Self> {
+        let (stage, reason, detail) = match workload.enrolment {
+            Enrolment::HostNetwork => ("outside", "host_network", "it shares the node's network (hostNetwork)"),
+            Enrolment::GuestKernel => {
+                ("outside", "guest_kernel", "its sockets live in a guest kernel, where no hook sees them")
+            }
+            Enrolment::Enrolled if !has_network(workload) => ("waiting", "", "it has no network yet"),
+            _ => return None,
+        };
+        Some(Self { workload: Arc::clone(workload), stage, reason, detail: detail.into(), netns_inode: None })
+    }
+
+    /// Whether the pod should be captured.
+    pub(super) fn is_expected(&self) -> bool {
+        matches!(self.stage, "joining" | "captured" | "failed")
+    }
+}
+
+/// Whether the pod has come so far that there is something to capture.
+pub(super) fn has_network(workload: &Workload) -> bool {
+    workload.netns.is_some() || !workload.ips.is_empty()
 }
 
 pub(super) enum Stage {
@@ -79,6 +107,16 @@ impl Rules {
 }
 
 impl Stage {
+    /// What has been brought in.
+    pub(super) fn member(&self) -> Option<&Member> {
+        match self {
+            Self::Failed { .. } => None,
+            Self::Joining(member) | Self::Captured(member) | Self::Leaving { member, .. } | Self::Draining(member) => {
+                Some(member)
+            }
+        }
+    }
+
     /// For status and metrics.
     pub(super) fn report(&self, workload: &Arc<Workload>, kernel: &Kernel) -> PodReport {
         let unguarded = |member: &Member| kernel.guard_problem(member.pod.netns_cookie());
@@ -92,7 +130,8 @@ impl Stage {
             Self::Leaving { .. } => ("leaving", "", "".into()),
             Self::Draining(_) => ("draining", "", "".into()),
         };
-        PodReport { workload: Arc::clone(workload), stage, reason, detail }
+        let netns_inode = self.member().map(|member| member.pod.netns_inode());
+        PodReport { workload: Arc::clone(workload), stage, reason, detail, netns_inode }
     }
 }
 

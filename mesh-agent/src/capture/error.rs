@@ -73,8 +73,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Why one opted-in pod is not captured. The word is the `reason` label of the metric and of `status`.
 #[derive(Debug, thiserror::Error)]
 pub enum NotCaptured {
-    /// No annotation names its network namespace.
-    #[error("no network namespace is known: the pod needs the annotation mesh-agent.io/netns")]
+    /// Nobody names its network namespace, and no process of it is found.
+    #[error(
+        "no network namespace is known: the container runtime has told of none, no annotation mesh-agent.io/netns is \
+         believed, and below --cgroup no process of the pod is seen (an agent in a pod needs hostPID)"
+    )]
     NetnsUnknown,
     /// The named network namespace is not there.
     #[error("{path}: {source}")]

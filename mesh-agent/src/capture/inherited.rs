@@ -22,7 +22,7 @@ impl Kernel {
 
     /// The pod's network namespace, if a hook is in it. A name alone is no claim: another pod's netns may be named.
     fn hooked(&self, workload: &Workload) -> Option<Arc<Netns>> {
-        let netns = Netns::of(workload, self.node_inode, &self.enrolments.owners()).ok()?;
+        let netns = Netns::of(workload, self.node_inode, &self.enrolments.owners(), &self.config.cgroup).ok()?;
         self.lookup_pin(netns.cookie).exists().then_some(netns)
     }
 
@@ -54,7 +54,8 @@ impl Kernel {
     /// Removes the hooks of pods that are gone. `known` are those of this node that are not: also such as could not be
     /// enrolled keep what protects them.
     pub fn reap<'a>(&self, known: impl Iterator<Item = &'a Workload>) {
-        let keep: HashSet<u64> = known.filter_map(Netns::named_by).map(|netns| netns.cookie).collect();
+        let keep: HashSet<u64> =
+            known.filter_map(|pod| Netns::named_by(pod, &self.config.cgroup)).map(|netns| netns.cookie).collect();
         for cookie in pinned_cookies(&self.config).filter(|cookie| !keep.contains(cookie)) {
             tracing::info!(netns_cookie = cookie, "removing the hook of a pod that left while no agent ran");
             self.unhook(cookie);
@@ -68,7 +69,9 @@ impl Kernel {
         // The netns of a deleted pod is gone, and what was in it. One that another pod owns by now is left alone.
         let owners = self.enrolments.owners();
         let others = |netns: &Netns| owners.get(&netns.inode).is_some_and(|owner| *owner != workload.uid);
-        let Some(netns) = Netns::named_by(workload).filter(|netns| !others(netns)) else { return true };
+        let Some(netns) = Netns::named_by(workload, &self.config.cgroup).filter(|netns| !others(netns)) else {
+            return true;
+        };
         self.unhook(netns.cookie);
         netns.within(|| Ok(sockets::any_marked()? || routes::remove().is_err())).is_ok_and(|left| !left)
     }

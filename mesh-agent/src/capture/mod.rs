@@ -18,6 +18,7 @@ mod kernel;
 mod kubelet;
 mod linger;
 mod links;
+mod locate;
 mod netlink;
 mod netns;
 mod object;

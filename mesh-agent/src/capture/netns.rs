@@ -3,7 +3,7 @@
 //! Everything later trusts the cookie: so a namespace is accepted only if it is no node's, belongs to no other
 //! pod and holds every address that the pod is said to have (design §5).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use socket2::{Domain, Socket, Type};
 
 use super::error::NotCaptured;
+use super::locate;
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::sys;
 
@@ -26,23 +27,35 @@ pub(super) struct Netns {
 }
 
 impl Netns {
-    /// Opens and checks the namespace of `workload`. `owners` says which inode belongs to which enrolled pod.
+    /// Opens and checks the namespace of `workload`: the one that is named, else the one that its processes below
+    /// `cgroup` are in. `owners` says which inode belongs to which enrolled pod.
     pub(super) fn of(
         workload: &Workload,
         node_inode: u64,
         owners: &HashMap<u64, WorkloadUid>,
+        cgroup: &Path,
     ) -> Result<Arc<Self>, NotCaptured> {
-        let path = workload.netns.as_deref().ok_or(NotCaptured::NetnsUnknown)?;
-        let netns = Self::open(path)?;
-        if netns.inode == node_inode {
-            return Err(NotCaptured::NetnsMismatch(format!("{} is the node's own", path.display())));
+        let check = |path: &Path| {
+            let netns = Self::open(path)?;
+            if netns.inode == node_inode {
+                return Err(NotCaptured::NetnsMismatch(format!("{} is the node's own", path.display())));
+            }
+            if let Some(owner) = owners.get(&netns.inode)
+                && *owner != workload.uid
+            {
+                return Err(NotCaptured::NetnsMismatch(format!("{} belongs to pod uid {owner}", path.display())));
+            }
+            netns.holds_addresses_of(workload, path)?;
+            Ok(Arc::new(netns))
+        };
+        match workload.netns.as_deref() {
+            Some(path) => check(path),
+            None => first_good(&located(workload, cgroup), check),
         }
-        if let Some(owner) = owners.get(&netns.inode)
-            && *owner != workload.uid
-        {
-            return Err(NotCaptured::NetnsMismatch(format!("{} belongs to pod uid {owner}", path.display())));
-        }
-        let held = netns.addresses().map_err(|e| NotCaptured::System(format!("listing addresses: {e}")))?;
+    }
+
+    fn holds_addresses_of(&self, workload: &Workload, path: &Path) -> Result<(), NotCaptured> {
+        let held = self.addresses().map_err(|e| NotCaptured::System(format!("listing addresses: {e}")))?;
         if let Some(missing) = workload.ips.iter().find(|ip| !held.contains(ip)) {
             let reason = format!("{} does not hold the pod's address {missing}", path.display());
             return Err(NotCaptured::NetnsMismatch(reason));
@@ -50,7 +63,7 @@ impl Netns {
         if workload.ips.is_empty() {
             return Err(NotCaptured::NetnsMismatch("the pod has no address".to_owned()));
         }
-        Ok(Arc::new(netns))
+        Ok(())
     }
 
     fn open(path: &Path) -> Result<Self, NotCaptured> {
@@ -61,9 +74,18 @@ impl Netns {
         Ok(Self { file, cookie, inode })
     }
 
-    /// The namespace that a workload names, without any of the checks.
-    pub(super) fn named_by(workload: &Workload) -> Option<Self> {
-        Self::open(workload.netns.as_deref()?).ok()
+    /// The namespace that a workload names, without any of the checks; else the one of its processes that holds its
+    /// addresses.
+    pub(super) fn named_by(workload: &Workload, cgroup: &Path) -> Option<Self> {
+        match workload.netns.as_deref() {
+            Some(path) => Self::open(path).ok(),
+            None => first_good(&located(workload, cgroup), |path| {
+                let netns = Self::open(path)?;
+                netns.holds_addresses_of(workload, path)?;
+                Ok(netns)
+            })
+            .ok(),
+        }
     }
 
     /// Runs `f` inside; see [`sys::within_netns`].
@@ -94,7 +116,7 @@ impl Netns {
     /// /proc/PID/cgroup). A socket's hooks follow the cgroup of the process that made it.
     pub(super) fn process_outside(&self, attach_point: &str) -> Option<(i32, String)> {
         processes().into_iter().find_map(|pid| {
-            if fs::metadata(format!("/proc/{pid}/ns/net")).map(|m| inode(&m)).ok() != Some(self.inode) {
+            if inode_at(Path::new(&format!("/proc/{pid}/ns/net"))).ok() != Some(self.inode) {
                 return None;
             }
             let cgroup = cgroup_of(&pid.to_string())?;
@@ -103,10 +125,39 @@ impl Netns {
     }
 }
 
+/// Where the namespace of a pod may be that nobody has named.
+fn located(workload: &Workload, cgroup: &Path) -> Vec<PathBuf> {
+    // Its processes are in the node's.
+    if workload.host_network { Vec::new() } else { locate::candidates(cgroup, &workload.uid) }
+}
+
+/// The first that is good, else why the first is not. Most processes of a pod share one namespace.
+fn first_good<T>(paths: &[PathBuf], check: impl Fn(&Path) -> Result<T, NotCaptured>) -> Result<T, NotCaptured> {
+    let mut looked_at = HashSet::new();
+    let mut first_error = None;
+    for path in paths {
+        if inode_at(path).is_ok_and(|inode| !looked_at.insert(inode)) {
+            continue;
+        }
+        match check(path) {
+            Ok(good) => return Ok(good),
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error.unwrap_or(NotCaptured::NetnsUnknown))
+}
+
 /// The kernel's cookie of an open network namespace. What is none fails with EINVAL.
 pub(super) fn cookie(netns: &File) -> io::Result<u64> {
     let probe = sys::within_netns(netns.as_fd(), || Socket::new(Domain::IPV4, Type::DGRAM, None))??;
     sys::netns_cookie(probe.as_fd())
+}
+
+/// The inode of the network namespace at `path`.
+pub(super) fn inode_at(path: &Path) -> io::Result<u64> {
+    Ok(inode(&fs::metadata(path)?))
 }
 
 fn inode(metadata: &fs::Metadata) -> u64 {

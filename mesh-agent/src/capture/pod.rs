@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::error::{CaptureError, NotCaptured};
 use super::handover::KeptListeners;
 use super::kernel::Kernel;
-use super::netns::Netns;
+use super::netns::{self, Netns};
 use super::records::Records;
 use super::{egress, links, routes, rules, sync};
 use crate::model::addr::{OrigDst, Scope};
@@ -81,7 +81,7 @@ impl Kernel {
         snapshot: &Snapshot,
         lenient: bool,
     ) -> Result<(Arc<EnrolledPod>, PodSockets), NotCaptured> {
-        let netns = Netns::of(workload, self.node_inode, &self.enrolments.owners())?;
+        let netns = Netns::of(workload, self.node_inode, &self.enrolments.owners(), &self.config.cgroup)?;
         if let Some((pid, cgroup)) = netns.process_outside(&self.attach_path) {
             return Err(NotCaptured::Cgroup { pid, cgroup });
         }
@@ -175,6 +175,19 @@ impl EnrolledPod {
     #[must_use]
     pub fn netns_cookie(&self) -> u64 {
         self.netns.cookie
+    }
+
+    /// Inode of its network namespace: no other has it while this pod is enrolled.
+    #[must_use]
+    pub fn netns_inode(&self) -> u64 {
+        self.netns.inode
+    }
+
+    /// Whether the pod's sandbox is another one by now: what its network namespace's path leads to is not this one.
+    #[must_use]
+    pub fn is_of_an_earlier_sandbox(&self, workload: &Workload) -> bool {
+        let now = workload.netns.as_deref().and_then(|path| netns::inode_at(path).ok());
+        now.is_some_and(|inode| inode != self.netns.inode)
     }
 
     /// Ends the time in which plaintext passed although the pod is strict; the next sync writes it.

@@ -6,6 +6,7 @@
 
 mod ca;
 mod check;
+pub mod cni;
 mod controller;
 mod explain;
 pub mod log;
@@ -25,6 +26,8 @@ pub enum Command {
     Ca(ca::CaArgs),
     /// Say whether this machine can run the agent, and what to do if not
     Check(check::CheckArgs),
+    /// Enrol a pod before its containers start: the CNI plugin, as a container runtime calls it
+    Cni(cni::CniArgs),
     /// Write back to the API server what the mesh makes of routes and policies
     Controller(controller::ControllerArgs),
     /// Say what becomes of a connection and why: lane, verdict, rule, and where it is enforced
@@ -40,6 +43,7 @@ impl Command {
         match self {
             Self::Ca(args) => ca::run(args),
             Self::Check(args) => check::run(&args),
+            Self::Cni(args) => cni::run(args),
             Self::Controller(args) => controller::run(args),
             Self::Explain(args) => explain::run(args),
             Self::Status(args) => status::run(&args),

@@ -1,6 +1,7 @@
 //! The only reader of arguments and environment. Everything is parsed before anything starts, every mistake is
 //! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
 
+mod cni;
 mod http;
 mod source;
 mod telemetry;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use self::cni::{CniApi, CniEnvironment, CniInstall, CniOptions, is_called_as_plugin};
 use crate::capture::{Half, Kubelet};
 use crate::policy::egress::NODE_LOCAL_DNS;
 use crate::proxy::HttpLimits;
@@ -33,6 +35,14 @@ pub struct RunArgs {
     /// Believe the mesh-agent.io/netns of pods from the API server: only where nobody but operators creates pods.
     #[arg(long, env = "MESH_TRUST_NETNS_ANNOTATION")]
     trust_netns_annotation: bool,
+    /// Keep the CNI plugin in the node's network configuration here, where the path is the host's; needs --cni-bin-dir.
+    #[arg(long, env = "MESH_CNI_CONF_DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where the container runtime looks for plugins.
+    #[arg(long, env = "MESH_CNI_BIN_DIR")]
+    cni_bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    cni: CniOptions,
     /// Name of this instance; its programs and maps are pinned under BPFFS/INSTANCE.
     #[arg(long, env = "MESH_INSTANCE", default_value = "mesh-agent")]
     instance: String,
@@ -135,6 +145,8 @@ pub struct Config {
     pub grace: Duration,
     /// Leave the node as found on SIGTERM.
     pub uninstall_on_exit: bool,
+    /// Where the CNI plugin is kept installed.
+    pub cni: Option<CniInstall>,
     /// Wait for SIGTERM after another agent has taken over.
     pub wait_when_succeeded: bool,
     /// Which programs to load.
@@ -204,6 +216,8 @@ impl RunArgs {
         let node_local_dns = keep(&mut errors, parse("--node-local-dns", &self.node_local_dns, "an IP address"));
         let deny_errno = keep(&mut errors, parse_deny_errno(&self.deny_errno));
         let http = self.http.check(&mut errors);
+        let cni_dirs = (self.cni_conf_dir, self.cni_bin_dir);
+        let cni = cni::duty(&mut errors, self.cni, cni_dirs, (self.state_dir.clone(), source.as_ref()));
         let (
             Some(source),
             Some(ca),
@@ -251,6 +265,7 @@ impl RunArgs {
             telemetry,
             grace: Duration::from_secs(grace),
             uninstall_on_exit: self.uninstall_on_exit,
+            cni,
             wait_when_succeeded: self.wait_when_succeeded,
             #[cfg(mesh_ebpf_twin)]
             half: self.kernel_half,

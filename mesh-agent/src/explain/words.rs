@@ -39,6 +39,7 @@ pub(super) fn membership(pod: &Workload) -> String {
         (None, Enrolment::Enrolled) => "opted in, but its node's agent has not published it as captured",
         (None, Enrolment::NotAsked) => "not in the mesh: neither its namespace nor the pod is opted in",
         (None, Enrolment::HostNetwork) => "not in the mesh: hostNetwork pods are never captured",
+        (None, Enrolment::GuestKernel) => "not in the mesh: its sockets live in a guest kernel",
         (None, Enrolment::Gone) => "not in the mesh: it has finished, or another pod owns its address",
     };
     why_not.to_owned()

@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod egress;
 pub mod identity;
+pub mod local;
 pub mod outcome;
 pub mod policy;
 pub mod problem;

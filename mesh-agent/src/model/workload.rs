@@ -51,7 +51,7 @@ pub struct Workload {
     pub udp_refusals: UdpRefusals,
     /// What never goes through the agent.
     pub exclusions: Exclusions,
-    /// `mesh-agent.io/netns`, honoured by the directory source only.
+    /// Its network namespace, where somebody has named it: the container runtime, or `mesh-agent.io/netns`.
     pub netns: Option<PathBuf>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
@@ -75,7 +75,9 @@ pub enum Enrolment {
     NotAsked,
     /// hostNetwork shares the node's network: there is nothing of its own to capture.
     HostNetwork,
-    /// Succeeded or Failed, or another pod owns its IP.
+    /// Opted in, but its sockets live in a guest kernel (Kata, gVisor, a virtual machine), where no hook sees them.
+    GuestKernel,
+    /// Succeeded or Failed, its sandbox is taken down, or another pod owns its IP.
     Gone,
 }
 

@@ -30,6 +30,8 @@ pub struct SnapshotParts {
     pub node: Arc<str>,
     /// SPIFFE trust domain.
     pub trust_domain: Arc<str>,
+    /// Every known namespace, and whether it is opted in.
+    pub namespaces: BTreeMap<Arc<str>, bool>,
     /// Every known pod.
     pub workloads: Vec<Arc<Workload>>,
     /// Every known TCP service port.
@@ -168,6 +170,12 @@ impl Snapshot {
     #[must_use]
     pub fn admitted(&self) -> &HashMap<Destination, BuiltIn> {
         &self.admitted
+    }
+
+    /// Every known namespace, and whether it is opted in.
+    #[must_use]
+    pub fn namespaces(&self) -> &BTreeMap<Arc<str>, bool> {
+        &self.parts.namespaces
     }
 
     /// Every known pod.

@@ -25,7 +25,7 @@ const OWNED: &[Owned] = &[
     Owned { krate: "rcgen", rooms: &["identity"] },
     Owned { krate: "kube", rooms: &["control"] },
     Owned { krate: "k8s_openapi", rooms: &["control"] },
-    Owned { krate: "inotify", rooms: &["control"] },
+    Owned { krate: "inotify", rooms: &["control", "cni"] },
     Owned { krate: "prometheus_client", rooms: &["telemetry", "admin", "agent"] },
     Owned { krate: "clap", rooms: &["config", "cli", "main"] },
 ];

@@ -15,7 +15,7 @@ mod workloads;
 
 use std::sync::Arc;
 
-use super::object::{CaptureState, Namespace, Node, PeerPolicy, Pod, Route, Service, Slice, TrafficPolicy};
+use super::object::{CaptureState, Mode, Namespace, Node, PeerPolicy, Pod, Route, Service, Slice, TrafficPolicy};
 use crate::model::policy::Policy;
 use crate::model::problem::{Effect, Problem};
 use crate::snapshot::SnapshotParts;
@@ -48,6 +48,8 @@ pub(super) struct Objects {
 /// Compiles the objects for the agent of `node`.
 pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str>) -> SnapshotParts {
     let mut problems = objects.problems.clone();
+    let namespaces = objects.namespaces.iter().map(|found| &found.object);
+    let namespaces = namespaces.map(|one| (Arc::clone(&one.name), one.mode == Some(Mode::Enabled))).collect();
     let owners = ownership::owners(&objects.pods, &mut problems);
     let workloads = workloads::compile(objects, &owners, trust_domain, &mut problems);
     let (mut services, udp_services) = services::compile(objects, &owners, &mut problems);
@@ -58,6 +60,7 @@ pub(super) fn compile(objects: &Objects, node: &Arc<str>, trust_domain: &Arc<str
     SnapshotParts {
         node: Arc::clone(node),
         trust_domain: Arc::clone(trust_domain),
+        namespaces,
         workloads,
         services,
         udp_services,

@@ -119,10 +119,11 @@ impl Context<'_> {
             },
             _ => false,
         };
-        match (is_asked, pod.host_network) {
-            (false, _) => Enrolment::NotAsked,
-            (true, true) => Enrolment::HostNetwork,
-            (true, false) => Enrolment::Enrolled,
+        match (is_asked, pod.host_network, pod.guest_kernel) {
+            (false, _, _) => Enrolment::NotAsked,
+            (true, true, _) => Enrolment::HostNetwork,
+            (true, false, true) => Enrolment::GuestKernel,
+            (true, false, false) => Enrolment::Enrolled,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! `watch` lists and watches one kind each, `store` keeps what they say, and [`Cluster::run`] publishes it. The
 //! API server may be away for as long as it likes: what was known stays in force.
 
+mod ask;
 mod backoff;
 mod connect;
 mod health;
@@ -17,10 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as values};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+pub use self::ask::{Asked, asked_by_labels};
 use self::health::Health;
 pub use self::health::{Compilations, KindHealth};
 pub use self::publish::Publisher as CapturePublisher;
@@ -30,6 +32,7 @@ use self::watch::Watched;
 use super::object::{Key, Kind, Mistake, Object, Reading};
 use super::{ControlError, Publisher};
 use crate::model::identity::Identity;
+use crate::model::local::LocalPods;
 use crate::snapshot::{SnapshotParts, SnapshotStore};
 
 /// How long after the first event a batch is closed, at least: as for the directory source.
@@ -77,6 +80,8 @@ enum Event {
     Connected(Kind),
     /// Why the kind cannot be read at present.
     Away(Kind, String),
+    /// What the node itself knows of its pods.
+    Local(Arc<LocalPods>),
 }
 
 /// An API server.
@@ -85,6 +90,7 @@ pub struct Cluster {
     client: kube::Client,
     health: Arc<Health>,
     statuses: Option<status::Tee>,
+    local: Option<values::Receiver<Arc<LocalPods>>>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -100,7 +106,7 @@ impl Cluster {
     /// When the kubeconfig or the service account cannot be read, with the way out.
     pub async fn open(access: &ApiAccess) -> Result<Self, ControlError> {
         let client = connect::client(access).await?;
-        Ok(Self { client, health: Arc::new(Health::new(&watched())), statuses: None })
+        Ok(Self { client, health: Arc::new(Health::new(&watched())), statuses: None, local: None })
     }
 
     /// How the watch of each kind is doing.
@@ -121,6 +127,12 @@ impl Cluster {
     /// Outside a tokio runtime.
     pub fn publisher(&self, node: &str) -> Result<CapturePublisher, ControlError> {
         CapturePublisher::start(self.client.clone(), node)
+    }
+
+    /// The same, with what the node itself knows put over what the API server says of its pods.
+    #[must_use]
+    pub fn with_local(self, local: values::Receiver<Arc<LocalPods>>) -> Self {
+        Self { local: Some(local), ..self }
     }
 
     /// What writes the statuses of routes and policies while this source runs, from what it publishes. At most one for
@@ -150,9 +162,12 @@ impl Cluster {
             let (trust_netns, statuses) = (config.trust_netns, self.statuses.clone());
             watches.spawn(Watched { kind, client, events, health, trust_netns, statuses }.run());
         }
-        drop(events);
-        let (node, trust_domain) = (Arc::from(config.node.as_str()), Arc::from(config.trust_domain.as_str()));
         let mut store = Store::new(&watched());
+        if let Some(mut local) = self.local {
+            store.apply(Event::Local(Arc::clone(&local.borrow_and_update())));
+            watches.spawn(follow(local, events));
+        }
+        let (node, trust_domain) = (Arc::from(config.node.as_str()), Arc::from(config.trust_domain.as_str()));
         let mut publisher = Publisher::new(snapshots);
         let mut pause = DEBOUNCE;
         let mut shutdown = std::pin::pin!(shutdown);
@@ -185,6 +200,17 @@ impl Cluster {
             pause = started.elapsed().clamp(DEBOUNCE, DEBOUNCE_MAX);
         }
     }
+}
+
+/// Tells of what the node itself knows, whenever it changes. Ends only with the source.
+async fn follow(mut local: values::Receiver<Arc<LocalPods>>, events: mpsc::Sender<Event>) {
+    while local.changed().await.is_ok() {
+        let now = Arc::clone(&local.borrow_and_update());
+        if events.send(Event::Local(now)).await.is_err() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// The kinds that something is compiled from: the others would cost a watch per node and a permission for nothing.

@@ -12,6 +12,8 @@ use serde_json::Value;
 use super::{Event, Key, Kind, Object, Reading};
 use crate::control::compile::{Objects, compile};
 use crate::control::keep::Entry;
+use crate::control::object::Pod;
+use crate::model::local::{LocalPod, LocalPods};
 use crate::model::problem::{Effect, Problem};
 use crate::snapshot::SnapshotParts;
 
@@ -25,6 +27,8 @@ pub(super) struct Store {
     /// In the order of their keys: the same objects give the same snapshot, whatever order they came in.
     entries: BTreeMap<Key, Entry>,
     kinds: BTreeMap<Kind, Standing>,
+    /// What the node itself knows of its pods.
+    local: Arc<LocalPods>,
     /// Something has changed since the last [`Self::compile`].
     changed: bool,
     /// Something has been compiled.
@@ -52,7 +56,8 @@ impl Store {
     /// One that has heard of nothing yet and waits for `kinds`.
     pub(super) fn new(kinds: &[Kind]) -> Self {
         let kinds = kinds.iter().map(|kind| (*kind, Standing::default())).collect();
-        Self { location: LOCATION.into(), entries: BTreeMap::new(), kinds, changed: true, begun: false }
+        let (entries, local) = (BTreeMap::new(), Arc::default());
+        Self { location: LOCATION.into(), entries, kinds, local, changed: true, begun: false }
     }
 
     /// Takes in what a watch says.
@@ -60,6 +65,10 @@ impl Store {
         match event {
             Event::Listed(kind, readings) => self.listed(kind, readings),
             Event::Put(key, reading) => self.put(key, reading),
+            Event::Local(local) => {
+                self.changed |= self.local != local;
+                self.local = local;
+            }
             Event::Removed(key) => self.changed |= self.entries.remove(&key).is_some(),
             Event::Absent(kind) => self.stand(kind, |standing| {
                 *standing = Standing { listing: Listing::Absent, away: None };
@@ -86,18 +95,29 @@ impl Store {
             return None;
         }
         self.begun = true;
-        Some(compile(&self.objects(), node, trust_domain))
+        Some(compile(&self.objects(node), node, trust_domain))
     }
 
-    fn objects(&self) -> Objects {
+    fn objects(&self, node: &str) -> Objects {
         let mut objects = Objects { problems: self.standing_problems(), ..Objects::default() };
         for entry in self.entries.values() {
             objects.problems.extend(entry.problems.iter().cloned());
             if let Some(object) = &entry.object {
-                objects.add(object.clone(), &self.location);
+                objects.add(self.with_local(object, node), &self.location);
             }
         }
         objects
+    }
+
+    /// `object`, with what the node itself knows if it is one of its pods.
+    fn with_local(&self, object: &Object, node: &str) -> Object {
+        match object {
+            Object::Pod(pod) if *pod.node == *node => match self.local.get(&pod.uid) {
+                Some(local) => Object::Pod(Arc::new(overlaid(pod, local))),
+                None => object.clone(),
+            },
+            other => other.clone(),
+        }
     }
 
     /// What cannot be read at present: one problem for each reason, and one for each kind that is not served.
@@ -172,6 +192,20 @@ impl Store {
         // Most updates concern what is not kept: nothing is compiled for them.
         self.changed |= before.as_ref() != Some(&after);
         self.entries.insert(key, after);
+    }
+}
+
+/// A pod of this node: its live sandbox decides who owns an address, the API server says late.
+fn overlaid(pod: &Pod, local: &LocalPod) -> Pod {
+    match local {
+        LocalPod::Standing { netns, addresses } => Pod {
+            netns: Some(netns.clone()),
+            // Also after a reboot, when the API server still has those of the sandbox before.
+            ips: addresses.clone(),
+            started: Some(i128::MAX),
+            ..pod.clone()
+        },
+        LocalPod::Gone => Pod { netns: None, finished: true, ..pod.clone() },
     }
 }
 

@@ -226,3 +226,37 @@ fn the_order_of_events_does_not_show() {
     });
     assert_eq!(scene.parts, reverse.parts);
 }
+
+#[test]
+fn what_the_node_itself_knows_goes_over_what_the_api_server_says_of_its_pods() {
+    let of_node = |name: &str, ip: &str, node: &str| {
+        let mut pod = pod(name, ip);
+        pod["spec"]["nodeName"] = json!(node);
+        (Kind::Pod, pod)
+    };
+    let mut scene = Scene::listed(&[
+        of_node("x", "", "node-a"),
+        of_node("y", "10.0.0.2", "node-a"),
+        of_node("z", "10.0.0.3", "node-b"),
+    ]);
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+    let standing = |address: &str| LocalPod::Standing { netns: "/run/netns/n".into(), addresses: vec![ip(address)] };
+    let before = scene.count;
+    // The address of y, as the API server has it, is the one of x by now.
+    let local: LocalPods =
+        [("uid-x", standing("10.0.0.2")), ("uid-z", standing("10.0.0.9"))].map(|(uid, pod)| (uid.into(), pod)).into();
+    scene.happens(Event::Local(Arc::new(local.clone())));
+    let of = |scene: &Scene, name: &str| {
+        let found = scene.parts.workloads.iter().find(|workload| &*workload.name == name);
+        found.map(|workload| (workload.ips.clone(), workload.netns.clone())).expect("a pod")
+    };
+    assert_eq!(of(&scene, "x"), (vec![ip("10.0.0.2")], Some("/run/netns/n".into())));
+    assert_eq!(of(&scene, "y"), (vec![], None), "its address is another pod's");
+    assert_eq!(of(&scene, "z"), (vec![ip("10.0.0.3")], None), "of another node nothing is known here");
+    scene.happens(Event::Local(Arc::new(local)));
+    assert_eq!(scene.count, before + 1, "nothing has changed");
+
+    let gone: LocalPods = [("uid-x".into(), LocalPod::Gone)].into();
+    scene.happens(Event::Local(Arc::new(gone)));
+    assert_eq!((of(&scene, "x"), of(&scene, "y").0), ((vec![], None), vec![ip("10.0.0.2")]));
+}

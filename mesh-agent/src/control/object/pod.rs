@@ -14,8 +14,14 @@ use super::meta::{self, Mode};
 use super::probes;
 use crate::model::workload::{Exclusions, NamedPort};
 
+/// How the names of runtime classes begin whose containers have a kernel of their own: the names that the projects'
+/// own installers give.
+const GUEST_KERNELS: [&str; 5] = ["kata", "gvisor", "runsc", "firecracker", "peerpods"];
+/// Label of the pods that virtual machines run in (KubeVirt), with its value.
+const VIRTUAL_MACHINE: (&str, &str) = ("kubevirt.io", "virt-launcher");
+
 /// A Pod.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(in crate::control) struct Pod {
     /// `metadata.uid`; `namespace/name` for hand-written pods without one.
     pub(in crate::control) uid: Arc<str>,
@@ -29,6 +35,8 @@ pub(in crate::control) struct Pod {
     /// Canonical; of a hostNetwork pod the node's.
     pub(in crate::control) ips: Vec<IpAddr>,
     pub(in crate::control) host_network: bool,
+    /// Its sockets live in a guest kernel.
+    pub(in crate::control) guest_kernel: bool,
     pub(in crate::control) ports: Vec<NamedPort>,
     /// Ascending.
     pub(in crate::control) probe_ports: Vec<u16>,
@@ -73,6 +81,7 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Pod, Mi
             .into(),
         ips: ips(&status, mistakes),
         host_network: spec.host_network.unwrap_or(false),
+        guest_kernel: has_guest_kernel(&spec, &metadata),
         ports: ports(&spec, mistakes),
         probe_ports: probes::ports(&spec, mistakes),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
@@ -85,6 +94,12 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Pod, Mi
         namespace,
         name,
     })
+}
+
+fn has_guest_kernel(spec: &v1::PodSpec, metadata: &ObjectMeta) -> bool {
+    let class = spec.runtime_class_name.as_deref().unwrap_or_default();
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(VIRTUAL_MACHINE.0));
+    GUEST_KERNELS.iter().any(|kernel| class.starts_with(kernel)) || label.is_some_and(|v| v == VIRTUAL_MACHINE.1)
 }
 
 /// The controlling owner (a ReplicaSet's without its template hash, which is its Deployment), else the usual

@@ -1,0 +1,141 @@
+//! What the CNI plugin is told (decision 0010): its sandbox goes into the book, and the answer comes once the pod is
+//! captured, or cannot be, or after a second, to be asked again. Decides nothing: the snapshot and the pods' stages do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::metrics::Board;
+use super::stage::PodReport;
+use crate::admin::{EnrolAnswer, EnrolRequest, ReleaseRequest};
+use crate::cni::{Book, MODES_NAME, Modes, WRITTEN_EVERY, write_modes};
+use crate::model::workload::{Enrolment, Workload};
+use crate::snapshot::Snapshot;
+
+/// How long one question waits: below the admin socket's own deadline.
+const HOLD: Duration = Duration::from_secs(1);
+/// How often the files of the state directory are looked after when nothing changes.
+const KEEP: Duration = WRITTEN_EVERY;
+
+/// Answers the plugin.
+pub(super) struct Enroller {
+    pub(super) board: Arc<Board>,
+    pub(super) book: Arc<Book>,
+}
+
+impl Enroller {
+    /// Notes the sandbox and waits until its pod has come as far as it can, or [`HOLD`] is over.
+    pub(super) async fn enrol(&self, request: EnrolRequest) -> EnrolAnswer {
+        let request = Arc::new(request);
+        let (book, entered) = (Arc::clone(&self.book), Arc::clone(&request));
+        let inode = match tokio::task::spawn_blocking(move || book.enter(&entered)).await {
+            Ok(Ok(inode)) => inode,
+            Ok(Err(error)) => return waiting(unseen(&request, &error.to_string())),
+            Err(error) => return waiting(format!("the agent failed: {error}")),
+        };
+        let mut looks = self.board.watch();
+        let deadline = tokio::time::Instant::now() + HOLD;
+        loop {
+            looks.borrow_and_update();
+            let answer = judge(&request, inode, &self.board.snapshots.load(), &self.board.pods());
+            let EnrolAnswer::Waiting { .. } = answer else { return answer };
+            match tokio::time::timeout_at(deadline, looks.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return answer,
+            }
+        }
+    }
+
+    /// Notes that the sandbox is taken down.
+    pub(super) async fn release(&self, request: ReleaseRequest) {
+        let book = Arc::clone(&self.book);
+        // A panic is told by the runtime.
+        let _ = tokio::task::spawn_blocking(move || book.leave(&request)).await;
+    }
+
+    /// Keeps the book free of pods that are gone, and leaves for the plugin which namespaces are opted in. Never ends.
+    pub(super) async fn keep(self: Arc<Self>, state_dir: PathBuf) {
+        let mut snapshots = self.board.snapshots.watch();
+        let mut ticks = tokio::time::interval(KEEP);
+        let mut told: Option<Modes> = None;
+        loop {
+            let is_due = tokio::select! {
+                _ = ticks.tick() => true,
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+            };
+            let snapshot = self.board.snapshots.load();
+            if snapshot.generation() == 0 {
+                continue;
+            }
+            let modes: Modes = snapshot.namespaces().iter().map(|(name, mode)| (name.to_string(), *mode)).collect();
+            let (is_news, dir, book) = (told.as_ref() != Some(&modes), state_dir.clone(), Arc::clone(&self.book));
+            let work = move || {
+                book.prune(|uid| snapshot.workload(uid).is_some(), Instant::now());
+                let written = if is_news || is_due { write_modes(&dir, &modes) } else { Ok(()) };
+                written.map(|()| modes)
+            };
+            match tokio::task::spawn_blocking(work).await {
+                Ok(Ok(modes)) => told = Some(modes),
+                Ok(Err(error)) => {
+                    let file = state_dir.join(MODES_NAME);
+                    tracing::warn!(%error, file = %file.display(), "the modes of the namespaces could not be written");
+                }
+                // A panic is told by the runtime.
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn waiting(reason: String) -> EnrolAnswer {
+    EnrolAnswer::Waiting { reason }
+}
+
+fn unseen(request: &EnrolRequest, error: &str) -> String {
+    format!(
+        "the agent cannot note its network namespace {}: {error}; the directory must be mounted into the agent's pod \
+         with mountPropagation HostToContainer",
+        request.netns.display()
+    )
+}
+
+/// How far the pod has come whose sandbox has a network namespace with this `inode`. Pure.
+fn judge(request: &EnrolRequest, inode: u64, snapshot: &Snapshot, pods: &[PodReport]) -> EnrolAnswer {
+    let EnrolRequest { uid, namespace, name, .. } = request;
+    if snapshot.generation() == 0 {
+        return waiting("the agent has not read the objects yet: its log and `mesh-agent status` say why".to_owned());
+    }
+    let Some(workload) = snapshot.workload(uid) else {
+        return waiting(format!("the API server has not shown pod {namespace}/{name} with uid {uid} to the agent yet"));
+    };
+    match workload.enrolment {
+        Enrolment::NotAsked | Enrolment::HostNetwork => EnrolAnswer::NotAsked,
+        Enrolment::GuestKernel => EnrolAnswer::Refused { reason: guest_kernel(workload) },
+        Enrolment::Gone => waiting("it has finished, or another pod still owns its address".to_owned()),
+        Enrolment::Enrolled => stage(pods.iter().find(|pod| pod.workload.uid == workload.uid), inode),
+    }
+}
+
+fn guest_kernel(workload: &Workload) -> String {
+    format!(
+        "pod {} is opted in, but its sockets live in a guest kernel, where nothing can capture them; label it \
+         `mesh-agent.io/mode: disabled` to run it outside the mesh",
+        workload.display_name()
+    )
+}
+
+fn stage(report: Option<&PodReport>, inode: u64) -> EnrolAnswer {
+    let Some(report) = report else {
+        return waiting("it has not been looked at yet".to_owned());
+    };
+    match report.stage {
+        "captured" if report.netns_inode == Some(inode) => EnrolAnswer::Captured,
+        "captured" => waiting("an earlier sandbox of it is still captured".to_owned()),
+        "joining" => waiting("it waits for its certificate: `mesh-agent status` says what the CA answers".to_owned()),
+        "failed" => waiting(format!("it cannot be captured: {}", report.detail)),
+        other => waiting(format!("it is {other}")),
+    }
+}
