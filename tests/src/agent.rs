@@ -40,6 +40,15 @@ pub enum CaSource {
         /// The node's join token.
         token: PathBuf,
     },
+    /// A CA of a cluster, with the service account token of the node's agent.
+    Cluster {
+        /// Where it listens.
+        address: SocketAddr,
+        /// The roots to trust.
+        roots: PathBuf,
+        /// The token's file.
+        token: PathBuf,
+    },
 }
 
 /// How an agent is started.
@@ -114,6 +123,11 @@ impl Agent {
                 ("--ca", format!("grpc://{address}")),
                 ("--ca-root", path(root)),
                 ("--join-token-file", path(token)),
+            ]),
+            CaSource::Cluster { address, roots, token } => arguments.extend([
+                ("--ca", format!("grpc://{address}")),
+                ("--ca-root", path(roots)),
+                ("--ca-token-file", path(token)),
             ]),
         }
         arguments.retain(|(name, _)| options.instead.iter().all(|(other, _)| other != name));

@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod http;
 pub mod interrupt;
 pub mod kube_api;
+pub mod kube_ca;
 pub mod leftovers;
 pub mod mesh;
 pub mod metrics;

@@ -215,9 +215,14 @@ impl Mesh {
             none => none.insert(Ca::start(self.topology.node(Side::A), self.objects.folder())?),
         };
         let source = CaSource::Grpc { address: ca.address(), root: ca.root(), token: ca.token(node)? };
-        let options =
-            AgentOptions { objects: self.objects.folder().to_owned(), ca: source, instead: self.options.clone() };
+        let options = self.agent_options(source);
         self.run_agent(side, options)
+    }
+
+    /// How an agent of this mesh is started that has its certificates from `ca`.
+    #[must_use]
+    pub fn agent_options(&self, ca: CaSource) -> AgentOptions {
+        AgentOptions { objects: self.objects.folder().to_owned(), ca, instead: self.options.clone() }
     }
 
     /// Starts the agent of one node with given options.

@@ -31,7 +31,7 @@ use crate::admin::{Condition, Readiness};
 use crate::balance::Balancer;
 use crate::capture::{Half, Kernel, KernelConfig, uninstall as uninstall_instance};
 use crate::cni::{self, Book};
-use crate::config::{Ca, CniInstall, Config};
+use crate::config::{Ca, CaLogin, CniInstall, Config};
 use crate::identity::{
     CaAuth, CaClient, CertStore, GrpcCa, GrpcTarget, LocalCa, NodeIdentity, NodeLogin, NodeName, Rotator,
     RotatorSettings,
@@ -310,12 +310,17 @@ fn proxy(config: &Config, base: &Base, balancer: Arc<Balancer>) -> Result<Proxy>
 fn ca_client(config: &Config) -> Result<Arc<dyn CaClient>> {
     Ok(match &config.ca {
         Ca::Local => Arc::new(LocalCa::open(&config.state_dir, &config.trust_domain)?),
-        Ca::Grpc { address, root, join_token } => {
-            let target = GrpcTarget { address: address.clone(), root_file: root.clone() };
-            let name: NodeName = config.node.parse()?;
-            let node = NodeIdentity::new(&config.trust_domain, name);
-            let login = NodeLogin::new(node, &config.state_dir, join_token.clone());
-            Arc::new(GrpcCa::new(target, CaAuth::Node(login))?)
+        Ca::Grpc { address, root, server_name, login } => {
+            let (address, root_file, server_name) = (address.clone(), root.clone(), server_name.clone());
+            let auth = match login {
+                CaLogin::TokenFile(file) => CaAuth::BearerFile(file.clone()),
+                CaLogin::Join(token) => {
+                    let name: NodeName = config.node.parse()?;
+                    let node = NodeIdentity::new(&config.trust_domain, name);
+                    CaAuth::Node(NodeLogin::new(node, &config.state_dir, token.clone()))
+                }
+            };
+            Arc::new(GrpcCa::new(GrpcTarget { address, root_file, server_name }, auth)?)
         }
     })
 }

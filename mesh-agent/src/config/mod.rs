@@ -1,6 +1,7 @@
 //! The only reader of arguments and environment. Everything is parsed before anything starts, every mistake is
 //! reported at once, and the process exits with 64 (EX_USAGE of sysexits.h) when there is one.
 
+mod ca;
 mod cni;
 mod http;
 mod source;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use self::ca::{Ca, CaLogin};
 pub use self::cni::{CniApi, CniEnvironment, CniInstall, CniOptions, is_called_as_plugin};
 use crate::capture::{Half, Kubelet};
 use crate::policy::egress::NODE_LOCAL_DNS;
@@ -67,15 +69,8 @@ pub struct RunArgs {
     /// SPIFFE trust domain.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
-    /// Certificate authority: `local` (this machine alone) or `grpc://HOST:PORT` (`mesh-agent ca`, istiod).
-    #[arg(long, env = "MESH_CA", default_value = "local")]
-    ca: String,
-    /// Root certificate of a `grpc` CA, PEM.
-    #[arg(long, env = "MESH_CA_ROOT")]
-    ca_root: Option<PathBuf>,
-    /// One-time join token of this node, for the first contact with a `grpc` CA.
-    #[arg(long, env = "MESH_JOIN_TOKEN_FILE")]
-    join_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    ca: ca::CaArgs,
     /// Where /metrics, /livez and /readyz are served.
     #[arg(long, env = "MESH_METRICS", default_value = "0.0.0.0:9090")]
     metrics: String,
@@ -153,22 +148,6 @@ pub struct Config {
     pub half: Half,
 }
 
-/// Certificate authority.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ca {
-    /// Embedded, for one machine: the root key lies in the state directory.
-    Local,
-    /// Istio's `CreateCertificate` API.
-    Grpc {
-        /// HOST:PORT.
-        address: String,
-        /// Root certificate of its server, PEM.
-        root: PathBuf,
-        /// One-time join token; not needed once the node has its certificate.
-        join_token: Option<PathBuf>,
-    },
-}
-
 /// Format of the agent's own log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -195,7 +174,7 @@ impl RunArgs {
         let mut errors = Vec::new();
         let source = Source::parse(&self.source, self.kubeconfig.clone(), self.trust_netns_annotation);
         let source = keep(&mut errors, source);
-        let ca = keep(&mut errors, parse_ca(&self));
+        let ca = keep(&mut errors, self.ca.clone().check());
         let metrics = keep(&mut errors, parse("--metrics", &self.metrics, "an address and port, like 0.0.0.0:9090"));
         let workers = keep(&mut errors, parse::<usize>("--workers", &self.workers, "a number, 0 for automatic"));
         let grace = keep(&mut errors, parse::<u64>("--grace-seconds", &self.grace_seconds, "whole seconds"));
@@ -316,19 +295,6 @@ fn parse_deny_errno(value: &str) -> Result<i32, String> {
         "access" => Ok(nix::libc::EACCES),
         _ => Err(format!("--deny-errno `{value}`: expected refused or access")),
     }
-}
-
-fn parse_ca(args: &RunArgs) -> Result<Ca, String> {
-    if args.ca == "local" {
-        return Ok(Ca::Local);
-    }
-    let Some(address) = args.ca.strip_prefix("grpc://").filter(|address| address.contains(':')) else {
-        return Err(format!("--ca `{}`: expected `local` or grpc://HOST:PORT", args.ca));
-    };
-    let Some(root) = args.ca_root.clone() else {
-        return Err(format!("--ca {}: its server is not trusted without --ca-root FILE", args.ca));
-    };
-    Ok(Ca::Grpc { address: address.to_owned(), root, join_token: args.join_token_file.clone() })
 }
 
 fn parse_log_format(value: &str) -> Result<LogFormat, String> {

@@ -5,34 +5,27 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
-    SerialNumber,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bundle::TrustBundle;
-use super::ca::{BACKDATE, SignedCert};
-use super::clock::{Clock, from_timestamp};
+use super::ca::{SignedCert, backdate};
+use super::chain::{self, Usage};
+use super::clock::Clock;
 use super::error::CertError;
 use super::key::PrivateKey;
-use super::state;
+use super::root::{self, RootPem};
 
-/// Life of a root made here.
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// File names below `<state dir>/ca`.
-const ROOT_KEY: &str = "root.key";
-const ROOT_CERT: &str = "root.crt";
-const EXTRA_ROOTS: &str = "extra-roots.crt";
+/// Life of the certificate by which a root is tried.
+const TRIAL: Duration = Duration::from_secs(3600);
 
 /// What a certificate may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +38,12 @@ pub(crate) enum Purpose {
     CaServer,
 }
 
-/// A signing root and every root that is trusted beside it.
+/// A root or intermediate that signs, and every root that is trusted beside it.
 pub(crate) struct Authority {
     issuer: Issuer<'static, PrivateKey>,
     not_after: SystemTime,
+    /// What stands between a leaf and its root, in order.
+    intermediates: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
     clock: Arc<dyn Clock>,
 }
@@ -66,51 +61,73 @@ impl Authority {
     /// [`CertError::StateDir`] naming the file when it is partial, broken, open to others, or of another
     /// trust domain: it never replaces a root by itself, since that cuts every peer off.
     pub(crate) fn open(state_dir: &Path, trust_domain: &str, clock: Arc<dyn Clock>) -> Result<Self, CertError> {
-        state::state_dir(state_dir)?;
-        let dir = state_dir.join("ca");
-        if !dir.exists() {
-            create(state_dir, &dir, trust_domain, clock.now())?;
-        }
-        state::check_dir(&dir)?;
-        Self::load(&dir, trust_domain, clock)
+        let pem = root::open(state_dir, trust_domain, clock.now())?;
+        Self::new(&pem, trust_domain, clock)
     }
 
-    fn load(dir: &Path, trust_domain: &str, clock: Arc<dyn Clock>) -> Result<Self, CertError> {
-        let (key_path, cert_path) = (dir.join(ROOT_KEY), dir.join(ROOT_CERT));
-        let missing = |path: &PathBuf| {
-            let remedy = format!(
-                "restore it from a backup, or move {} away to start a new root (every certificate of the old one \
-                 stops being trusted)",
-                dir.display()
-            );
-            CertError::state(path, "is missing", remedy)
-        };
-        let key_pem = state::read_private(&key_path)?.ok_or_else(|| missing(&key_path))?;
-        let cert_pem = state::read_public(&cert_path)?.ok_or_else(|| missing(&cert_path))?;
-        let broken = |path: &Path, fault: String| CertError::state(path, fault, "restore it from a backup");
+    /// Takes what `pem` holds.
+    ///
+    /// # Errors
+    /// [`CertError::StateDir`] naming the file that is broken, does not belong to the others, is of another trust
+    /// domain, or signs nothing that a peer would accept.
+    pub(crate) fn new(pem: &RootPem, trust_domain: &str, clock: Arc<dyn Clock>) -> Result<Self, CertError> {
+        let (key_path, key) = &pem.key;
+        let (cert_path, cert) = &pem.cert;
+        let broken = |path: &Path, fault: String| CertError::state(path, fault, pem.remedy);
+        let key = PrivateKey::from_pem(key).map_err(|fault| broken(key_path, fault))?;
+        let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|_| broken(cert_path, "holds a broken certificate (PEM)".to_owned()))?;
+        let signing =
+            chain.first().cloned().ok_or_else(|| broken(cert_path, "holds no certificate (PEM)".to_owned()))?;
+        let not_after = root::check(&signing, (&key, key_path), trust_domain, clock.now())
+            .map_err(|fault| broken(cert_path, fault))?;
+        let issuer = Issuer::from_ca_cert_der(&signing, key).map_err(|e| broken(cert_path, e.to_string()))?;
 
-        let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&key_pem)
-            .map_err(|_| broken(&key_path, "holds no PKCS #8 private key (PEM)".to_owned()))?;
-        let key = PrivateKey::from_pkcs8(pkcs8.secret_pkcs8_der()).map_err(|e| broken(&key_path, e.to_string()))?;
-        let cert = CertificateDer::from_pem_slice(&cert_pem)
-            .map_err(|_| broken(&cert_path, "holds no certificate (PEM)".to_owned()))?;
-        let not_after =
-            check_root(&cert, &key, trust_domain, clock.now()).map_err(|fault| broken(&cert_path, fault))?;
-        let issuer = Issuer::from_ca_cert_der(&cert, key).map_err(|e| broken(&cert_path, e.to_string()))?;
-
-        let mut roots = vec![cert];
-        let extra_path = dir.join(EXTRA_ROOTS);
-        if let Some(pem) = state::read_public(&extra_path)? {
-            let extra = TrustBundle::from_pem(&pem, 0).map_err(|e| broken(&extra_path, e.to_string()))?;
-            roots.extend(extra.roots().cloned());
+        let (mut roots, intermediates): (Vec<_>, Vec<_>) = chain.into_iter().partition(chain::is_self_issued);
+        let mut last = cert_path;
+        for (path, text) in &pem.roots {
+            let more = TrustBundle::from_pem(text, 0).map_err(|e| broken(path, e.to_string()))?;
+            let new: Vec<_> = more.roots().filter(|root| !roots.contains(root)).cloned().collect();
+            roots.extend(new);
+            last = path;
         }
-        TrustBundle::new(&roots, 0).map_err(|e| broken(&extra_path, e.to_string()))?;
-        Ok(Self { issuer, not_after, roots, clock })
+        if roots.is_empty() {
+            return Err(broken(cert_path, "is an intermediate, and there is no root beside it".to_owned()));
+        }
+        let bundle = TrustBundle::new(&roots, 0).map_err(|e| broken(last, e.to_string()))?;
+        let authority = Self { issuer, not_after, intermediates, roots, clock };
+        authority.tried(trust_domain, &bundle).map_err(|fault| broken(cert_path, fault))?;
+        Ok(authority)
+    }
+
+    /// Whether a certificate made here is one that peers accept: constraints and chains are not judged twice.
+    fn tried(&self, trust_domain: &str, bundle: &TrustBundle) -> Result<(), String> {
+        let name = uri_name(&format!("spiffe://{trust_domain}/ns/trial/sa/trial")).map_err(|e| e.to_string())?;
+        let key = PrivateKey::generate().map_err(|e| e.to_string())?;
+        let signed = self.sign_own(&key, vec![name], Purpose::Workload, TRIAL).map_err(|e| e.to_string())?;
+        let (leaf, rest) = signed.chain.split_first().ok_or("signs nothing")?;
+        for usage in [Usage::Client, Usage::Server] {
+            chain::verify(leaf, rest, bundle, self.clock.now(), usage)
+                .map_err(|fault| format!("signs nothing that a peer would accept: {fault}"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether both sign by the same key and certificates, and trust the same roots.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.issuer.key().der_bytes() == other.issuer.key().der_bytes()
+            && self.intermediates == other.intermediates
+            && self.roots == other.roots
     }
 
     /// Every root to trust, the signing one first.
     pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The end of what signs.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 
     /// By whose time certificates are made.
@@ -149,7 +166,7 @@ impl Authority {
         ttl: Duration,
     ) -> Result<SignedCert, CertError> {
         let what = "a certificate";
-        let not_before = self.clock.now() - BACKDATE;
+        let not_before = self.clock.now() - backdate(ttl);
         let mut params = CertificateParams::default();
         // An empty subject makes the SAN critical (RFC 5280 §4.2.1.6): the SAN is the only name there is.
         params.distinguished_name = DistinguishedName::new();
@@ -162,7 +179,9 @@ impl Authority {
         params.extended_key_usages = purpose.extended_key_usages();
         params.use_authority_key_identifier_extension = true;
         let cert = params.signed_by(key, &self.issuer).map_err(|e| CertError::crypto(what, e))?;
-        Ok(SignedCert { chain: vec![cert.into()], roots: self.roots.clone() })
+        let mut chain = vec![cert.into()];
+        chain.extend(self.intermediates.iter().cloned());
+        Ok(SignedCert { chain, roots: self.roots.clone() })
     }
 }
 
@@ -220,69 +239,11 @@ impl Purpose {
 }
 
 /// 127 random bits: RFC 5280 §4.1.2.2 wants a positive number of at most 20 octets.
-fn serial() -> Result<SerialNumber, CertError> {
+pub(super) fn serial() -> Result<SerialNumber, CertError> {
     let mut bytes = [0u8; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|e| CertError::crypto("a serial number", e))?;
     if let Some(first) = bytes.first_mut() {
         *first = (*first & 0x7f) | 0x40;
     }
     Ok(SerialNumber::from_slice(&bytes))
-}
-
-/// Makes a root in a directory of another name, which becomes `dir` in one step.
-fn create(state_dir: &Path, dir: &Path, trust_domain: &str, now: SystemTime) -> Result<(), CertError> {
-    let (key, pkcs8) = PrivateKey::generate_pkcs8()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("mesh-agent root of {trust_domain}"));
-    params.subject_alt_names = vec![uri_name(&format!("spiffe://{trust_domain}"))?];
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + ROOT_LIFE).into();
-    params.serial_number = Some(serial()?);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let cert = params.self_signed(&key).map_err(|e| CertError::crypto("a root certificate", e))?;
-
-    let new = state_dir.join(format!("ca.new.{}", state::unique_suffix()?));
-    let io = |e: std::io::Error| CertError::state(&new, e.to_string(), "make the state directory writable");
-    state::private_dir(&new)?;
-    state::write_private(&new.join(ROOT_KEY), state::pem("PRIVATE KEY", &pkcs8).as_bytes())?;
-    state::write_private(&new.join(ROOT_CERT), state::pem("CERTIFICATE", cert.der()).as_bytes())?;
-    if let Err(e) = fs::rename(&new, dir) {
-        let _ = fs::remove_dir_all(&new);
-        // Another process was faster: its root is the root.
-        return if dir.exists() { Ok(()) } else { Err(io(e)) };
-    }
-    state::sync_dir(state_dir).map_err(io)
-}
-
-/// Checks that `cert` can sign with `key` for `trust_domain`; gives its end.
-fn check_root(
-    cert: &CertificateDer<'_>,
-    key: &PrivateKey,
-    trust_domain: &str,
-    now: SystemTime,
-) -> Result<SystemTime, String> {
-    let (_, x509) = X509Certificate::from_der(cert).map_err(|_| "is no X.509 certificate".to_owned())?;
-    if !x509.is_ca() {
-        return Err("is not a CA certificate".to_owned());
-    }
-    if x509.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
-        return Err(format!("does not belong to the key in {ROOT_KEY}"));
-    }
-    let san = x509.subject_alternative_name().map_err(|e| e.to_string())?;
-    let own = format!("spiffe://{trust_domain}");
-    for name in san.iter().flat_map(|extension| &extension.value.general_names) {
-        match name {
-            GeneralName::URI(uri) if *uri != own => {
-                return Err(format!("is the root of {uri}, but the trust domain is {own}"));
-            }
-            _ => {}
-        }
-    }
-    let not_after = from_timestamp(x509.validity().not_after.timestamp());
-    if not_after <= now {
-        return Err("has expired".to_owned());
-    }
-    Ok(not_after)
 }

@@ -17,8 +17,13 @@ use crate::model::identity::Identity;
 
 /// Longest life of a workload certificate.
 pub const WORKLOAD_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How far back a certificate's validity starts, so that a peer whose clock is behind accepts it.
+/// How far back a certificate's validity starts at most, so that a peer whose clock is behind accepts it.
 pub const BACKDATE: Duration = Duration::from_secs(60);
+
+/// How far back the validity of a certificate with a life of `ttl` starts: of a short life a tenth.
+pub(crate) fn backdate(ttl: Duration) -> Duration {
+    BACKDATE.min(ttl / 10)
+}
 
 /// A CA's answer.
 #[derive(Clone, Debug)]
@@ -32,7 +37,7 @@ pub struct SignedCert {
 /// The future of [`CaClient::sign`].
 pub type SignFuture<'a> = Pin<Box<dyn Future<Output = Result<SignedCert, CertError>> + Send + 'a>>;
 
-/// The future of [`CaClient::keep_ready`].
+/// The future of [`CaClient::keep_ready`] and [`CaClient::changed`].
 pub type KeepReady<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// A source of workload certificates. Object safe; shared by all identities of the node.
@@ -47,6 +52,12 @@ pub trait CaClient: Debug + Send + Sync + 'static {
     /// What must be done between requests so that the next one works (such as renewing the node's own
     /// certificate). Never ends; polled by the rotator for as long as it runs.
     fn keep_ready(&self) -> KeepReady<'_> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Ends when everything issued so far should be asked for anew, soon: the CA's roots have changed. Asked for again
+    /// each time it has ended; nothing is lost when it is dropped.
+    fn changed(&self) -> KeepReady<'_> {
         Box::pin(std::future::pending())
     }
 }

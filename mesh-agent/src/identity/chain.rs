@@ -117,6 +117,11 @@ pub(crate) fn node(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<Node
     }
 }
 
+/// Whether a certificate names itself as its issuer, as roots do.
+pub(crate) fn is_self_issued(cert: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(cert).is_ok_and(|(_, x509)| x509.is_ca() && x509.subject() == x509.issuer())
+}
+
 /// Validity and serial number of a certificate.
 pub(crate) struct Particulars {
     pub(crate) not_before: SystemTime,

@@ -27,8 +27,10 @@ use zeroize::Zeroizing;
 
 use super::bundle::TrustBundle;
 use super::ca::{CaClient, KeepReady, SignFuture, SignedCert};
+use super::chain;
 use super::clock::{Clock, SystemClock, TlsTime};
 use super::error::CertError;
+use super::file_changes::FileChanges;
 use super::istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse, MESSAGE_MAX_BYTES, Protobuf};
 use super::node_login::NodeLogin;
 use super::provider::provider;
@@ -41,10 +43,12 @@ const CALL_DEADLINE: Duration = Duration::from_secs(15);
 /// Where the CA is and by which roots it is known.
 #[derive(Clone, Debug)]
 pub struct GrpcTarget {
-    /// `HOST:PORT`; an IPv6 host in brackets. The host is also the name that the server must prove.
+    /// `HOST:PORT`; an IPv6 host in brackets.
     pub address: String,
     /// PEM file of the roots that vouch for the server; read again for each call.
     pub root_file: PathBuf,
+    /// The name that the server must prove; the host of `address` if there is none.
+    pub server_name: Option<String>,
 }
 
 /// How we prove who we are.
@@ -52,7 +56,7 @@ pub struct GrpcTarget {
 pub enum CaAuth {
     /// As a node of `mesh-agent ca`.
     Node(NodeLogin),
-    /// With the bearer token in this file, read again for each call (istiod, a service account token).
+    /// With the bearer token in this file, read again for each call: a projected service account token.
     BearerFile(PathBuf),
 }
 
@@ -67,6 +71,7 @@ pub(super) enum Proof {
 pub struct GrpcCa {
     caller: Caller,
     auth: CaAuth,
+    roots: FileChanges,
 }
 
 /// Makes calls to one CA.
@@ -95,8 +100,15 @@ impl GrpcCa {
         let (host, port) = target.address.rsplit_once(':').ok_or_else(|| bad("is not HOST:PORT"))?;
         port.parse::<u16>().map_err(|_| bad("has no port number after the last colon"))?;
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let server_name = ServerName::try_from(host).map_err(|_| bad("has no host name or IP address"))?.to_owned();
-        Ok(Self { caller: Caller { target, server_name, clock }, auth })
+        let host_name = ServerName::try_from(host).map_err(|_| bad("has no host name or IP address"))?.to_owned();
+        let server_name = match &target.server_name {
+            Some(name) => ServerName::try_from(name.clone()).map_err(|_| CertError::Setting {
+                reason: format!("CA server name `{name}`: is neither a host name nor an IP address"),
+            })?,
+            None => host_name,
+        };
+        let roots = FileChanges::new(target.root_file.clone());
+        Ok(Self { caller: Caller { target, server_name, clock }, auth, roots })
     }
 
     #[cfg(test)]
@@ -106,11 +118,11 @@ impl GrpcCa {
 
     async fn sign_in_time(&self, csr: &str, identity: &Identity, ttl: Duration) -> Result<SignedCert, CertError> {
         let subject = identity.to_string();
-        let (proof, impersonated) = match &self.auth {
-            CaAuth::Node(login) => (Proof::Certificate(login.certificate(&self.caller).await?), Some(subject.as_str())),
-            CaAuth::BearerFile(path) => (Proof::Bearer(bearer(path)?), None),
+        let proof = match &self.auth {
+            CaAuth::Node(login) => Proof::Certificate(login.certificate(&self.caller).await?),
+            CaAuth::BearerFile(path) => Proof::Bearer(bearer(path)?),
         };
-        self.caller.call(proof, csr, &subject, impersonated, ttl).await
+        self.caller.call(proof, csr, &subject, Some(&subject), ttl).await
     }
 }
 
@@ -128,6 +140,10 @@ impl CaClient for GrpcCa {
             CaAuth::Node(login) => Box::pin(login.keep(&self.caller)),
             CaAuth::BearerFile(_) => Box::pin(std::future::pending()),
         }
+    }
+
+    fn changed(&self) -> KeepReady<'_> {
+        Box::pin(self.roots.next())
     }
 }
 
@@ -294,9 +310,10 @@ pub(super) fn bearer(path: &std::path::Path) -> Result<Zeroizing<String>, CertEr
     }
 }
 
-/// Leaf, intermediates and roots out of an answer: the last entry holds the roots (Istio's convention).
+/// Leaf, intermediates and roots out of an answer. The last entry holds roots (Istio's convention); istiod gives each
+/// certificate an entry of its own, so with several roots those before the last are known by being self-issued.
 fn split_chain(response: &CertificateResponse) -> Result<SignedCert, String> {
-    let (roots, chain) = response.cert_chain.split_last().ok_or("it is empty")?;
+    let (last, chain) = response.cert_chain.split_last().ok_or("it is empty")?;
     if chain.is_empty() {
         return Err("it has no root after the certificate".to_owned());
     }
@@ -309,7 +326,9 @@ fn split_chain(response: &CertificateResponse) -> Result<SignedCert, String> {
     for entry in chain {
         leaf_first.extend(certificates(entry)?);
     }
-    Ok(SignedCert { chain: leaf_first, roots: certificates(roots)? })
+    let (mut roots, chain): (Vec<_>, Vec<_>) = leaf_first.into_iter().partition(|cert| chain::is_self_issued(cert));
+    roots.extend(certificates(last)?);
+    Ok(SignedCert { chain, roots })
 }
 
 /// An error with its causes: hyper's own words alone say little.

@@ -12,6 +12,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm};
 use rustls::SignatureScheme;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
@@ -51,11 +52,20 @@ impl PrivateKey {
     /// Reads a PKCS #8 encoded P-256 key.
     pub(crate) fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, CertError> {
         let not_p256 = || CertError::crypto("an ECDSA P-256 key from PKCS #8", "it is of another kind or broken");
-        let signer = any_ecdsa_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8))).map_err(|_| not_p256())?;
-        signer.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).ok_or_else(not_p256)?;
-        let spki = signer.public_key().ok_or_else(not_p256)?;
-        let point = *spki.last_chunk::<POINT_BYTES>().ok_or_else(not_p256)?;
-        Ok(Self { signer, point })
+        Self::from_der(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8))).ok_or_else(not_p256)
+    }
+
+    /// Reads a P-256 key in PEM: PKCS #8, or SEC 1 as cert-manager writes it. The error says what is wrong.
+    pub(crate) fn from_pem(pem: &[u8]) -> Result<Self, String> {
+        let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| "holds no PKCS #8 or SEC 1 private key (PEM)")?;
+        Self::from_der(&der).ok_or_else(|| "holds a key that is not ECDSA P-256, or is broken".to_owned())
+    }
+
+    fn from_der(der: &PrivateKeyDer<'_>) -> Option<Self> {
+        let signer = any_ecdsa_type(der).ok()?;
+        signer.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256])?;
+        let point = *signer.public_key()?.last_chunk::<POINT_BYTES>()?;
+        Some(Self { signer, point })
     }
 
     /// The key as TLS uses it.

@@ -16,8 +16,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::ca::{CaClient, Issued, WORKLOAD_TTL_MAX, issue};
 use super::chain::{self, Usage};
+use super::clock::Clock;
+use super::credential::Credential;
 use super::error::CertError;
-use super::schedule::{backoff, refresh_at};
+use super::schedule::{BACKOFF_MIN, backoff, refresh_at};
 use super::store::CertStore;
 use crate::model::identity::Identity;
 
@@ -27,6 +29,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// A CA that reads the objects itself may learn of a new pod after its node's agent: the first refusals are no
 /// reason to call somebody.
 const PATIENCE: u32 = 4;
+/// Over how long the renewals are spread that a change of the CA's roots asks for.
+const RENEWAL_SPREAD: Duration = Duration::from_secs(30);
+/// A failed renewal is tried again before so much of what is left of the certificate's life is over.
+const SHARE_OF_WHAT_IS_LEFT: u32 = 4;
 /// A lasting failure of one identity is logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
@@ -116,6 +122,7 @@ impl Rotator {
         self.reconcile(&first);
         let ca = Arc::clone(&self.ca);
         let mut keep_ready = ca.keep_ready();
+        let mut changed_roots = ca.changed();
         loop {
             let wake = self.start_due();
             tokio::select! {
@@ -129,6 +136,11 @@ impl Rotator {
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
                 () = sleep_until(wake) => {}
                 () = &mut keep_ready => keep_ready = Box::pin(std::future::pending()),
+                () = &mut changed_roots => {
+                    tracing::info!(ca = ca.name(), "the roots of the CA have changed: certificates are renewed");
+                    self.renew_all();
+                    changed_roots = ca.changed();
+                }
             }
         }
     }
@@ -188,6 +200,7 @@ impl Rotator {
             return;
         };
         let dice = (self.dice)();
+        let wall = Arc::clone(self.store.clock());
         match result {
             Ok(issued) => {
                 slot.due =
@@ -203,7 +216,7 @@ impl Rotator {
             }
             Err(error) => {
                 slot.failures = slot.failures.saturating_add(1);
-                let wait = backoff(slot.failures, dice);
+                let wait = soon_enough(backoff(slot.failures, dice), self.store.current(&identity), &*wall);
                 slot.due = Due::Attempt(Instant::now() + wait);
                 let log = slot.failures == PATIENCE || slot.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY);
                 if log {
@@ -212,6 +225,19 @@ impl Rotator {
                 }
                 self.store.failed(&identity, error);
             }
+        }
+    }
+
+    /// After a change at the CA: everything is asked for anew, not all at the same time.
+    fn renew_all(&mut self) {
+        let (now, wall) = (Instant::now(), self.store.clock().now());
+        for slot in self.slots.values_mut() {
+            let wait = RENEWAL_SPREAD.mul_f64((self.dice)().clamp(0.0, 1.0));
+            slot.due = match slot.due {
+                Due::Running => Due::Running,
+                Due::Attempt(at) => Due::Attempt(at.min(now + wait)),
+                Due::Refresh(at) => Due::Refresh(at.min(wall + wait)),
+            };
         }
     }
 
@@ -228,6 +254,12 @@ impl Rotator {
             }
         }
     }
+}
+
+/// `wait`, or less where the certificate in force would be over too soon for another attempt.
+fn soon_enough(wait: Duration, in_force: Option<Arc<Credential>>, clock: &dyn Clock) -> Duration {
+    let left = in_force.and_then(|credential| credential.not_after().duration_since(clock.now()).ok());
+    left.map_or(wait, |left| wait.min((left / SHARE_OF_WHAT_IS_LEFT).max(BACKOFF_MIN)))
 }
 
 fn log_failure(identity: &Identity, error: &CertError, failures: u32, wait: Duration, still_valid: bool) {

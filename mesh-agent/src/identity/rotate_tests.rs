@@ -187,3 +187,35 @@ async fn the_rotator_ends_when_nobody_can_want_anything_any_more() {
     drop(run.wanted);
     run.task.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_change_at_the_ca_renews_everything_within_half_a_minute_and_not_at_once() {
+    let names = [identity("shop", "web"), identity("shop", "db")];
+    let run = start(Duration::ZERO, &names);
+    for name in &names {
+        run.store.wait_for(name, HOUR).await.unwrap();
+    }
+    for round in 1..=2 {
+        let before: Vec<u64> = names.iter().map(|name| run.store.current(name).unwrap().generation()).collect();
+        let renewed =
+            || names.iter().zip(&before).all(|(name, old)| run.store.current(name).unwrap().generation() > *old);
+        run.ca.change.notify_one();
+        tokio::time::sleep(RENEWAL_SPREAD / 4).await;
+        assert!(!renewed(), "round {round}: the dice say half of the spread");
+        until(RENEWAL_SPREAD, renewed).await;
+    }
+    assert_eq!(run.ca.calls.load(Ordering::SeqCst), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_is_tried_again_before_what_is_left_is_over() {
+    let web = identity("shop", "web");
+    let run = start(Duration::ZERO, std::slice::from_ref(&web));
+    let first = run.store.wait_for(&web, HOUR).await.unwrap();
+    run.ca.away.store(true, Ordering::SeqCst);
+    // The wait between attempts has been at its most, 30 s less up to half, for hours.
+    let left = || first.not_after().duration_since(run.clock.now()).unwrap_or_default();
+    until(24 * HOUR, || left() < Duration::from_secs(8)).await;
+    run.ca.away.store(false, Ordering::SeqCst);
+    until(left(), || run.store.current(&web).is_some_and(|now| now.generation() > first.generation())).await;
+}

@@ -7,7 +7,7 @@ const REFRESH_AT: f64 = 0.5;
 /// … give or take this share, so that certificates issued together are not refreshed together.
 const REFRESH_SPREAD: f64 = 0.05;
 /// First wait after a failure.
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
+pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest wait after a failure.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 

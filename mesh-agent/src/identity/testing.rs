@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::authority::Request;
 use super::bundle::TrustBundle;
-use super::ca::{CaClient, Issued, SignFuture, SignedCert};
+use super::ca::{CaClient, Issued, KeepReady, SignFuture, SignedCert};
 use super::clock::Clock;
 use super::credential::Credential;
 use super::error::CertError;
@@ -167,6 +167,8 @@ pub(crate) struct ScriptedCa {
     pub(crate) most_under_way: AtomicU32,
     /// How long each answer takes.
     pub(crate) takes: Duration,
+    /// Tells that everything should be asked for anew.
+    pub(crate) change: tokio::sync::Notify,
     ca: Mutex<Arc<TestCa>>,
     extra_roots: Mutex<Vec<CertificateDer<'static>>>,
 }
@@ -186,6 +188,7 @@ impl ScriptedCa {
             under_way: AtomicU32::new(0),
             most_under_way: AtomicU32::new(0),
             takes,
+            change: tokio::sync::Notify::new(),
             ca: Mutex::new(Arc::new(TestCa::new("scripted"))),
             extra_roots: Mutex::default(),
         })
@@ -227,5 +230,9 @@ impl CaClient for ScriptedCa {
 
     fn sign<'a>(&'a self, csr_pem: &'a str, identity: &'a Identity, ttl: Duration) -> SignFuture<'a> {
         Box::pin(self.answer(csr_pem, identity, ttl))
+    }
+
+    fn changed(&self) -> KeepReady<'_> {
+        Box::pin(self.change.notified())
     }
 }

@@ -4,6 +4,7 @@
 //! decides nothing and never blocks the data path.
 
 pub mod access_log;
+mod ca;
 pub mod labels;
 pub mod metrics;
 pub mod record;
@@ -24,6 +25,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 
 use access_log::AccessLog;
+pub use ca::CaMetrics;
 use labels::{Labels, Reporter};
 use metrics::Metrics;
 use record::ConnectionRecord;

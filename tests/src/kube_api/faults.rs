@@ -78,6 +78,11 @@ impl Faults<'_> {
         self.knobs().forbidden.clear();
     }
 
+    /// Takes tokens of pods that are gone, as a real server does for some seconds after a deletion by force.
+    pub fn tokens_outlive_pods(&self) {
+        self.shared.cluster().tokens.outlive_pods = true;
+    }
+
     /// Refuses with 401 whoever shows no token; kubectl shows none without TLS.
     pub fn require_tokens(&self, required: bool) {
         self.knobs().tokens_required = required;

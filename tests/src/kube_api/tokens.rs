@@ -1,8 +1,11 @@
-//! Tokens of service accounts: issued by TokenRequest, judged by TokenReview. Opaque words, looked up here.
+//! Tokens of service accounts: issued by TokenRequest, judged by TokenReview. JSON Web Tokens with the claims of the real
+//! server's, but for a signature that is a random word: they are looked up here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -21,6 +24,8 @@ const USUAL: u64 = 3600;
 #[derive(Debug, Default)]
 pub struct Tokens {
     issued: BTreeMap<String, Token>,
+    /// Tokens stay good when their pods are gone: a real server needs some seconds to notice a deletion by force.
+    pub outlive_pods: bool,
 }
 
 /// What a token stands for.
@@ -131,7 +136,7 @@ impl Cluster {
             until,
             pod,
         };
-        let word = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+        let word = word(&token, now);
         self.tokens.issued.insert(word.clone(), token);
         Ok((word, until))
     }
@@ -153,6 +158,7 @@ impl Cluster {
             return Err("service account token has been invalidated".to_owned());
         }
         if let Some((name, uid)) = &token.pod
+            && !self.tokens.outlive_pods
             && live_uid("pods", name).as_ref() != Some(uid)
         {
             return Err(format!("service account token is bound to a pod that is gone: {name} ({uid})"));
@@ -208,6 +214,25 @@ impl Cluster {
             "extra": extra,
         })
     }
+}
+
+/// The token as its bearer has it.
+fn word(token: &Token, now: Timestamp) -> String {
+    let mut kubernetes = json!({
+        "namespace": token.namespace,
+        "serviceaccount": {"name": token.account, "uid": token.account_uid},
+    });
+    if let Some((name, uid)) = &token.pod {
+        kubernetes["pod"] = json!({"name": name, "uid": uid});
+    }
+    let claims = json!({
+        "aud": token.audiences, "iss": API_AUDIENCE, "sub": token.user(),
+        "iat": now.as_second(), "nbf": now.as_second(), "exp": token.until.as_second(),
+        "kubernetes.io": kubernetes,
+    });
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signature = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+    format!("{}.{}.{signature}", part(json!({"alg": "RS256", "kid": "harness"})), part(claims))
 }
 
 fn strings(list: &Value) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! API server may be away for as long as it likes: what was known stays in force.
 
 mod ask;
+mod authority;
 mod backoff;
 mod connect;
 mod health;
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use self::ask::{Asked, asked_by_labels};
+pub use self::authority::{ReviewedToken, Unreviewed};
 use self::health::Health;
 pub use self::health::{Compilations, KindHealth};
 pub use self::publish::Publisher as CapturePublisher;
@@ -91,6 +93,7 @@ pub struct Cluster {
     health: Arc<Health>,
     statuses: Option<status::Tee>,
     local: Option<values::Receiver<Arc<LocalPods>>>,
+    kinds: Arc<[Kind]>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -105,8 +108,22 @@ impl Cluster {
     /// # Errors
     /// When the kubeconfig or the service account cannot be read, with the way out.
     pub async fn open(access: &ApiAccess) -> Result<Self, ControlError> {
+        Self::of_kinds(access, watched()).await
+    }
+
+    /// As [`Self::open`], for the certificate authority: it watches what decides which node has which enrolled pods, and
+    /// nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_for_authority(access: &ApiAccess) -> Result<Self, ControlError> {
+        // A PeerPolicy can keep a pod in the mesh that asks to be out.
+        Self::of_kinds(access, vec![Kind::Namespace, Kind::Pod, Kind::PeerPolicy]).await
+    }
+
+    async fn of_kinds(access: &ApiAccess, kinds: Vec<Kind>) -> Result<Self, ControlError> {
         let client = connect::client(access).await?;
-        Ok(Self { client, health: Arc::new(Health::new(&watched())), statuses: None, local: None })
+        Ok(Self { client, health: Arc::new(Health::new(&kinds)), kinds: kinds.into(), statuses: None, local: None })
     }
 
     /// How the watch of each kind is doing.
@@ -157,12 +174,12 @@ impl Cluster {
         Identity::new(&config.trust_domain, "namespace", "account")?;
         let (events, mut inbox) = mpsc::channel(QUEUE);
         let mut watches = JoinSet::new();
-        for kind in watched() {
+        for kind in self.kinds.iter().copied() {
             let (client, events, health) = (self.client.clone(), events.clone(), Arc::clone(&self.health));
             let (trust_netns, statuses) = (config.trust_netns, self.statuses.clone());
             watches.spawn(Watched { kind, client, events, health, trust_netns, statuses }.run());
         }
-        let mut store = Store::new(&watched());
+        let mut store = Store::new(&self.kinds);
         if let Some(mut local) = self.local {
             store.apply(Event::Local(Arc::clone(&local.borrow_and_update())));
             watches.spawn(follow(local, events));

@@ -1,11 +1,12 @@
 //! Which node may have which identity.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::node::NodeName;
 use crate::model::identity::Identity;
-use crate::snapshot::SnapshotStore;
+use crate::snapshot::{Snapshot, SnapshotStore};
 
 /// Decides whether a node's agent may speak for a service account.
 pub trait NodeAuthorizer: Debug + Send + Sync + 'static {
@@ -15,12 +16,46 @@ pub trait NodeAuthorizer: Debug + Send + Sync + 'static {
 
 /// By the CA's own view of the objects: never by what the node says.
 #[derive(Debug)]
-pub struct BySnapshot(pub Arc<SnapshotStore>);
+pub struct BySnapshot {
+    snapshots: Arc<SnapshotStore>,
+    /// Of the snapshot that was asked about last.
+    index: Mutex<Index>,
+}
+
+/// Who is on which node.
+#[derive(Debug, Default)]
+struct Index {
+    generation: u64,
+    nodes: HashMap<Arc<str>, HashSet<Identity>>,
+}
+
+impl BySnapshot {
+    /// By what `snapshots` holds whenever somebody asks.
+    #[must_use]
+    pub fn new(snapshots: Arc<SnapshotStore>) -> Self {
+        Self { snapshots, index: Mutex::default() }
+    }
+}
 
 impl NodeAuthorizer for BySnapshot {
     fn may(&self, node: &NodeName, identity: &Identity) -> bool {
-        let snapshot = self.0.load();
-        snapshot.workloads().iter().any(|w| &*w.node == node.as_str() && w.identity == *identity && w.is_enrolled())
+        let snapshot = self.snapshots.load();
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        // When all nodes ask at once, each pod is looked at once and not once for each of them.
+        if index.generation < snapshot.generation() {
+            *index = Index::of(&snapshot);
+        }
+        index.nodes.get(node.as_str()).is_some_and(|identities| identities.contains(identity))
+    }
+}
+
+impl Index {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut nodes: HashMap<Arc<str>, HashSet<Identity>> = HashMap::new();
+        for workload in snapshot.workloads().iter().filter(|workload| workload.is_enrolled()) {
+            nodes.entry(Arc::clone(&workload.node)).or_default().insert(workload.identity.clone());
+        }
+        Self { generation: snapshot.generation(), nodes }
     }
 }
 
@@ -75,7 +110,7 @@ status: {podIP: 10.0.0.4}
         let source = tokio::spawn(control::run(config, Arc::clone(&store), std::future::pending()));
         generation.wait_for(|generation| *generation > 0).await.unwrap();
 
-        let authorizer = BySnapshot(Arc::clone(&store));
+        let authorizer = BySnapshot::new(Arc::clone(&store));
         let may = |node: &str, namespace: &str, account: &str| {
             authorizer.may(&node.parse().unwrap(), &identity(namespace, account))
         };

@@ -26,19 +26,23 @@ use zeroize::Zeroizing;
 
 use super::super::authority::Authority;
 use super::super::bundle::TrustBundle;
+use super::super::ca::WORKLOAD_TTL_MAX;
 use super::super::chain;
 use super::super::clock::{Clock, SystemClock, TlsTime};
 use super::super::error::CertError;
 use super::super::istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse, MESSAGE_MAX_BYTES, Protobuf};
 use super::super::node::NodeIdentity;
 use super::super::provider::provider;
+use super::agent_login::AgentLogin;
+use super::audit::Audit;
 use super::authorize::NodeAuthorizer;
-use super::log_limit::LogLimit;
+use super::in_force::RootInForce;
 use super::node_verifier::NodeVerifier;
 use super::own_cert::OwnCert;
 use super::root_file;
-use super::service::{CaService, Caller};
+use super::service::{CaService, Caller, Login, response};
 use super::tokens::JoinTokens;
+use crate::telemetry::CaMetrics;
 
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
@@ -55,16 +59,27 @@ const HEADERS_MAX_BYTES: u32 = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What `mesh-agent ca` is started with.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CaServerSettings {
-    /// Root, tokens: everything this process must not lose.
-    pub state_dir: PathBuf,
     /// SPIFFE trust domain.
     pub trust_domain: String,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Host names and addresses by which agents reach it, besides the listen address.
     pub names: Vec<String>,
+    /// Longest life of a workload's certificate; at most [`WORKLOAD_TTL_MAX`].
+    pub max_ttl: Duration,
+    /// Where the root is, and how callers prove themselves.
+    pub setting: CaSetting,
+}
+
+/// Where a CA serves.
+#[derive(Debug)]
+pub enum CaSetting {
+    /// Anywhere: root and join tokens are in this state directory.
+    Alone(PathBuf),
+    /// In a cluster.
+    Cluster(RootInForce, AgentLogin),
 }
 
 /// A CA that listens.
@@ -73,49 +88,70 @@ pub struct CaServer {
     listener: TcpListener,
     service: Arc<CaService>,
     tls: Arc<ServerConfig>,
+    audit: Arc<Audit>,
 }
 
 impl CaServer {
-    /// Opens (or makes) the root, puts the roots to trust into [`super::ROOT_FILE`], and listens.
+    /// Listens. Stand-alone, it first opens (or makes) the root and puts the roots to trust into [`super::ROOT_FILE`].
     ///
     /// # Errors
     /// [`CertError::StateDir`], [`CertError::Listen`], or [`CertError::Setting`] for a name that is none.
-    pub async fn bind(settings: CaServerSettings, authorizer: Arc<dyn NodeAuthorizer>) -> Result<Self, CertError> {
-        Self::bind_with_clock(settings, authorizer, Arc::new(SystemClock)).await
+    pub async fn bind(
+        settings: CaServerSettings,
+        authorizer: Arc<dyn NodeAuthorizer>,
+        metrics: CaMetrics,
+    ) -> Result<Self, CertError> {
+        Self::bind_with_clock(settings, authorizer, metrics, Arc::new(SystemClock)).await
     }
 
     pub(super) async fn bind_with_clock(
         settings: CaServerSettings,
         authorizer: Arc<dyn NodeAuthorizer>,
+        metrics: CaMetrics,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CertError> {
-        let mut names = settings.names;
-        if !settings.listen.ip().is_unspecified() {
-            names.push(settings.listen.ip().to_string());
+        let CaServerSettings { trust_domain, listen, mut names, max_ttl, setting } = settings;
+        if !listen.ip().is_unspecified() {
+            names.push(listen.ip().to_string());
         }
         if names.is_empty() {
-            let reason = format!("listening on {} needs at least one --name by which agents reach it", settings.listen);
+            let reason = format!("listening on {listen} needs at least one --name by which agents reach it");
             return Err(CertError::Setting { reason });
         }
-        let authority = Authority::open(&settings.state_dir, &settings.trust_domain, Arc::clone(&clock))?;
-        let bundle = TrustBundle::new(authority.roots(), 0).map_err(|e| CertError::crypto("a trust bundle", e))?;
-        let tokens = JoinTokens::open(&settings.state_dir, Arc::clone(&clock))?;
-        let trust_domain: Arc<str> = settings.trust_domain.into();
-        let service = Arc::new(CaService { authority, tokens, authorizer, trust_domain: Arc::clone(&trust_domain) });
-        let own_cert = OwnCert::new(Arc::clone(&service), &names)?;
-        let listener = TcpListener::bind(settings.listen)
+        let state_dir = if let CaSetting::Alone(dir) = &setting { Some(dir.clone()) } else { None };
+        let (root, login) = match setting {
+            CaSetting::Alone(dir) => {
+                let authority = Authority::open(&dir, &trust_domain, Arc::clone(&clock))?;
+                (RootInForce::new(authority), Login::Join(JoinTokens::open(&dir, Arc::clone(&clock))?))
+            }
+            CaSetting::Cluster(root, login) => (root, Login::Agents(login)),
+        };
+        let trust_domain: Arc<str> = trust_domain.into();
+        let own_cert = OwnCert::new(root.clone(), &names)?;
+        let listener = TcpListener::bind(listen)
             .await
-            .map_err(|e| CertError::Listen { address: settings.listen, reason: e.to_string() })?;
-        let mut config = ServerConfig::builder_with_details(provider(), Arc::new(TlsTime(clock)))
+            .map_err(|e| CertError::Listen { address: listen, reason: e.to_string() })?;
+        let config = ServerConfig::builder_with_details(provider(), Arc::new(TlsTime(clock)))
             .with_protocol_versions(&[&version::TLS13])
-            .map_err(|e| CertError::crypto("a TLS configuration", e))?
-            .with_client_cert_verifier(Arc::new(NodeVerifier::new(bundle, trust_domain)))
-            .with_cert_resolver(Arc::new(own_cert));
+            .map_err(|e| CertError::crypto("a TLS configuration", e))?;
+        let config = match &login {
+            Login::Join(_) => {
+                let roots = root.load();
+                let bundle = TrustBundle::new(roots.roots(), 0).map_err(|e| CertError::crypto("a trust bundle", e))?;
+                config.with_client_cert_verifier(Arc::new(NodeVerifier::new(bundle, Arc::clone(&trust_domain))))
+            }
+            Login::Agents(_) => config.with_no_client_auth(),
+        };
+        let mut config = config.with_cert_resolver(Arc::new(own_cert));
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        root_file::write(&settings.state_dir, service.authority.roots())?;
-        Ok(Self { listener, service, tls: Arc::new(config) })
+        if let Some(dir) = state_dir {
+            root_file::write(&dir, root.load().roots())?;
+        }
+        let max_ttl = max_ttl.min(WORKLOAD_TTL_MAX);
+        let service = Arc::new(CaService { root, login, authorizer, trust_domain, max_ttl });
+        Ok(Self { listener, service, tls: Arc::new(config), audit: Arc::new(Audit::new(metrics)) })
     }
 
     /// Where it listens.
@@ -129,7 +165,6 @@ impl CaServer {
     /// Serves until `stop` ends; requests under way then are cut off, and their callers ask again.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let limit = Arc::new(LogLimit::default());
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         loop {
@@ -144,17 +179,15 @@ impl CaServer {
             };
             match accepted {
                 Ok((tcp, peer)) => {
-                    let (tls, service, limit) =
-                        (TlsAcceptor::from(Arc::clone(&self.tls)), Arc::clone(&self.service), Arc::clone(&limit));
+                    let (tls, service, audit) =
+                        (TlsAcceptor::from(Arc::clone(&self.tls)), Arc::clone(&self.service), Arc::clone(&self.audit));
                     connections.spawn(async move {
                         let _slot = slot;
-                        connection(tls, service, limit, tcp, peer).await;
+                        connection(tls, service, audit, tcp, peer).await;
                     });
                 }
                 Err(error) => {
-                    if let Some(suppressed) = limit.admit() {
-                        tracing::warn!(%error, suppressed, "accept failed");
-                    }
+                    self.audit.accept_failed(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -162,17 +195,14 @@ impl CaServer {
     }
 }
 
-async fn connection(tls: TlsAcceptor, service: Arc<CaService>, limit: Arc<LogLimit>, tcp: TcpStream, peer: SocketAddr) {
+async fn connection(tls: TlsAcceptor, service: Arc<CaService>, audit: Arc<Audit>, tcp: TcpStream, peer: SocketAddr) {
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(tcp)).await {
         Ok(Ok(stream)) => stream,
         // A port scan or a health check: says nothing.
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
         failed => {
-            if let Some(suppressed) = limit.admit() {
-                let reason =
-                    failed.map_or_else(|e| e.to_string(), |r| r.err().map_or_else(String::new, |e| e.to_string()));
-                tracing::warn!(%peer, reason, suppressed, "handshake refused");
-            }
+            let reason = failed.map_or_else(|e| e.to_string(), |r| r.err().map_or_else(String::new, |e| e.to_string()));
+            audit.handshake_refused(peer, &reason);
             return;
         }
     };
@@ -184,7 +214,7 @@ async fn connection(tls: TlsAcceptor, service: Arc<CaService>, limit: Arc<LogLim
         .and_then(|chain| chain.first())
         .and_then(|leaf| chain::node(leaf, &service.trust_domain).ok());
     let life = if node.is_some() { NODE_LIFE } else { STRANGER_LIFE };
-    let requests = Requests { service, node, limit, peer };
+    let requests = Requests { service, node, audit, peer };
     let answer = service_fn(move |request| {
         let requests = requests.clone();
         async move { Ok::<_, Infallible>(requests.answer(request).await) }
@@ -203,7 +233,7 @@ async fn connection(tls: TlsAcceptor, service: Arc<CaService>, limit: Arc<LogLim
 struct Requests {
     service: Arc<CaService>,
     node: Option<NodeIdentity>,
-    limit: Arc<LogLimit>,
+    audit: Arc<Audit>,
     peer: SocketAddr,
 }
 
@@ -240,13 +270,11 @@ impl Service<tonic::Request<CertificateRequest>> for Requests {
 
     fn call(&mut self, request: tonic::Request<CertificateRequest>) -> Self::Future {
         let caller = self.caller(request.metadata());
-        let answer = self.service.answer(&caller, request.get_ref()).map_err(|rejection| {
-            if let Some(suppressed) = self.limit.admit() {
-                let node = self.node.as_ref().map_or("-", |node| node.name().as_str());
-                tracing::warn!(peer = %self.peer, node, reason = %rejection, suppressed, "request rejected");
-            }
-            Status::from(rejection)
-        });
-        Box::pin(std::future::ready(answer.map(tonic::Response::new)))
+        let Self { service, audit, peer, .. } = self.clone();
+        Box::pin(async move {
+            let answer = service.serve(caller, request.get_ref()).await;
+            audit.record(peer, &answer);
+            answer.result.map(|signed| tonic::Response::new(response(&signed))).map_err(Status::from)
+        })
     }
 }

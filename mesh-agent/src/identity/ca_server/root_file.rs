@@ -12,8 +12,12 @@ pub const ROOT_FILE: &str = "root.pem";
 
 /// Writes it, in one step.
 pub(super) fn write(state_dir: &Path, roots: &[CertificateDer<'_>]) -> Result<(), CertError> {
-    let pem: String = roots.iter().map(|root| state::pem("CERTIFICATE", root).to_string()).collect();
-    state::write_public(&state_dir.join(ROOT_FILE), pem.as_bytes())
+    state::write_public(&state_dir.join(ROOT_FILE), text(roots).as_bytes())
+}
+
+/// The roots, PEM.
+pub(super) fn text(roots: &[CertificateDer<'_>]) -> String {
+    roots.iter().map(|root| state::pem("CERTIFICATE", root).to_string()).collect()
 }
 
 /// The roots that the CA of `state_dir` wants trusted, PEM.

@@ -5,60 +5,58 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
-use super::super::authority::{Authority, Purpose, Request, uri_name};
-use super::super::ca::{SignedCert, WORKLOAD_TTL_MAX};
-use super::super::error::CertError;
+use super::super::authority::{Purpose, Request, uri_name};
+use super::super::ca::SignedCert;
+use super::super::chain;
 use super::super::istio::{CertificateRequest, CertificateResponse};
 use super::super::node::{NodeIdentity, NodeName};
 use super::super::node_login::NODE_TTL;
 use super::super::state;
+use super::agent_login::AgentLogin;
 use super::authorize::NodeAuthorizer;
+use super::in_force::RootInForce;
+use super::outcome::{CaOutcome, Rejection};
 use super::tokens::JoinTokens;
 use crate::model::identity::Identity;
 
-/// Shortest life given: less would be over before it is in use.
+/// Shortest life given where the CA does not give less at most: less would be over before it is in use.
 const TTL_MIN: Duration = Duration::from_secs(300);
 
 /// Most characters of a stranger's text that are repeated to anybody.
 const SHOWN_MAX_CHARS: usize = 256;
 
-/// What a caller has shown. No `Debug`: it may hold a token.
+/// Who a caller is. No `Debug`: it may hold a token.
 pub(super) enum Caller {
-    /// A node certificate of ours, verified by TLS.
+    /// A node, by a certificate of ours, verified by TLS.
     Node(NodeIdentity),
+    /// The agent of a node, by a token that the API server has judged.
+    Agent(NodeName),
     /// A bearer token, not looked at yet.
     Token(Zeroizing<String>),
-    /// Nothing.
+    /// Nothing was shown.
     Nobody,
 }
 
-/// Why a request is not granted. Its text goes to the caller and into the log.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Rejection {
-    /// The caller's: it has not shown who it is.
-    #[error("{0}")]
-    Unauthenticated(String),
-    /// The caller's: it may not have this.
-    #[error("{0}")]
-    Denied(String),
-    /// The caller's: the request makes no sense.
-    #[error("{0}")]
-    Invalid(String),
-    /// Ours.
-    #[error("the CA failed to sign")]
-    Failed(CertError),
+/// How callers prove which node they are.
+#[derive(Debug)]
+pub(super) enum Login {
+    /// By a node certificate, for which a join token is good once.
+    Join(JoinTokens),
+    /// By service account tokens of a cluster.
+    Agents(AgentLogin),
 }
 
 /// The CA's decisions.
 #[derive(Debug)]
 pub(super) struct CaService {
-    pub(super) authority: Authority,
-    pub(super) tokens: JoinTokens,
+    pub(super) root: RootInForce,
+    pub(super) login: Login,
     pub(super) authorizer: Arc<dyn NodeAuthorizer>,
     pub(super) trust_domain: Arc<str>,
+    /// Longest life of a workload's certificate.
+    pub(super) max_ttl: Duration,
 }
 
 enum Subject {
@@ -66,21 +64,53 @@ enum Subject {
     Node(NodeIdentity),
 }
 
+/// An answer with what the log says of it.
+pub(super) struct Answer {
+    /// The caller's node, where it is known.
+    pub(super) node: Option<NodeName>,
+    /// Whom the certificate is for, where the request says so.
+    pub(super) subject: Option<String>,
+    pub(super) result: Result<SignedCert, Rejection>,
+}
+
 impl CaService {
-    /// Answers one request.
-    pub(super) fn answer(
-        &self,
-        caller: &Caller,
-        message: &CertificateRequest,
-    ) -> Result<CertificateResponse, Rejection> {
-        let csr = Request::read(&message.csr).map_err(|e| Rejection::Invalid(e.to_string()))?;
-        let subject = self.subject(&csr, message.impersonated())?;
+    /// Finds out who the caller is, and answers its request.
+    pub(super) async fn serve(&self, caller: Caller, message: &CertificateRequest) -> Answer {
+        let caller = match (caller, &self.login) {
+            (Caller::Token(token), Login::Agents(agents)) => match agents.node(&token).await {
+                Ok(node) => Caller::Agent(node),
+                Err(rejection) => {
+                    let subject = message.impersonated().map(shown);
+                    return Answer { node: None, subject, result: Err(rejection) };
+                }
+            },
+            (caller, _) => caller,
+        };
+        self.answer(&caller, message)
+    }
+
+    /// Answers one request of a caller that is known by now.
+    pub(super) fn answer(&self, caller: &Caller, message: &CertificateRequest) -> Answer {
+        let node = match caller {
+            Caller::Node(node) => Some(node.name().clone()),
+            Caller::Agent(node) => Some(node.clone()),
+            Caller::Token(_) | Caller::Nobody => None,
+        };
+        let asked = Request::read(&message.csr)
+            .map_err(|error| Rejection::new(CaOutcome::BadRequest, error.to_string()))
+            .and_then(|csr| self.subject(&csr, message.impersonated()).map(|subject| (csr, subject)));
+        let (csr, subject) = match asked {
+            Ok(asked) => asked,
+            Err(rejection) => {
+                return Answer { node, subject: message.impersonated().map(shown), result: Err(rejection) };
+            }
+        };
         let ttl = Duration::from_secs(u64::try_from(message.validity_duration).unwrap_or(0));
-        let signed = match subject {
-            Subject::Workload(identity) => self.workload(caller, &csr, &identity, ttl),
-            Subject::Node(node) => self.node(caller, &csr, &node, ttl),
-        }?;
-        Ok(response(&signed))
+        let (name, result) = match subject {
+            Subject::Workload(identity) => (identity.to_string(), self.workload(caller, &csr, &identity, ttl)),
+            Subject::Node(node) => (node.to_string(), self.node(caller, &csr, &node, ttl)),
+        };
+        Answer { node, subject: Some(name), result }
     }
 
     /// For whom the request is: the CSR and the metadata must not disagree.
@@ -89,10 +119,13 @@ impl CaService {
         names.extend(impersonated);
         let names: Vec<&str> = names.into_iter().collect();
         let [name] = names.as_slice() else {
-            return Err(Rejection::Invalid(match names.len() {
-                0 => "the request names no identity".to_owned(),
-                _ => format!("the request names several identities: {}", shown(&names.join(", "))),
-            }));
+            return Err(match names.len() {
+                0 => Rejection::new(CaOutcome::BadRequest, "the request names no identity"),
+                _ => Rejection::new(
+                    CaOutcome::NamesDisagree,
+                    format!("the request names several identities: {}", shown(&names.join(", "))),
+                ),
+            });
         };
         let (subject, trust_domain) = if let Ok(identity) = name.parse::<Identity>() {
             let trust_domain = identity.trust_domain().to_owned();
@@ -101,10 +134,12 @@ impl CaService {
             let trust_domain = node.trust_domain().to_owned();
             (Subject::Node(node), trust_domain)
         } else {
-            return Err(Rejection::Invalid(format!("`{}` is neither a workload nor a node identity", shown(name))));
+            let reason = format!("`{}` is neither a workload nor a node identity", shown(name));
+            return Err(Rejection::new(CaOutcome::BadRequest, reason));
         };
         if trust_domain != *self.trust_domain {
-            return Err(Rejection::Denied(format!("{name} is not of the trust domain {}", self.trust_domain)));
+            let reason = format!("{name} is not of the trust domain {}", self.trust_domain);
+            return Err(Rejection::new(CaOutcome::TrustDomain, reason));
         }
         Ok(subject)
     }
@@ -118,22 +153,22 @@ impl CaService {
     ) -> Result<SignedCert, Rejection> {
         let node = match caller {
             Caller::Node(node) => node.name(),
+            Caller::Agent(node) => node,
             Caller::Token(_) => {
-                return Err(Rejection::Denied(format!(
-                    "a join token is good for a node certificate, not for {identity}"
-                )));
+                let reason = format!("a join token is good for a node certificate, not for {identity}");
+                return Err(Rejection::new(CaOutcome::TokenScope, reason));
             }
             Caller::Nobody => {
-                return Err(Rejection::Unauthenticated(format!("{identity} needs a node certificate")));
+                let wanted = self.login.wanted();
+                return Err(Rejection::new(CaOutcome::NoCredentials, format!("{identity} needs {wanted}")));
             }
         };
         if !self.authorizer.may(node, identity) {
-            return Err(Rejection::Denied(format!(
-                "node {node} may not have {identity}: no enrolled pod of this service account is on that node"
-            )));
+            let reason =
+                format!("node {node} may not have {identity}: no enrolled pod of this service account is on that node");
+            return Err(Rejection::new(CaOutcome::NotOnNode, reason));
         }
-        self.sign(csr, &identity.to_string(), Purpose::Workload, ttl, WORKLOAD_TTL_MAX)
-            .inspect(|_| tracing::info!(%node, %identity, "certificate issued"))
+        self.sign(csr, &identity.to_string(), Purpose::Workload, ttl, self.max_ttl)
     }
 
     fn node(
@@ -145,22 +180,28 @@ impl CaService {
     ) -> Result<SignedCert, Rejection> {
         let sign = || self.sign(csr, &wanted.to_string(), Purpose::Node, ttl, NODE_TTL);
         let node: &NodeName = wanted.name();
-        match caller {
-            Caller::Node(own) if own == wanted => sign().inspect(|_| tracing::info!(%node, "node certificate renewed")),
-            Caller::Node(own) => {
-                Err(Rejection::Denied(format!("node {} may not have the certificate of node {node}", own.name())))
+        match (caller, &self.login) {
+            (Caller::Node(own), Login::Join(_)) if own == wanted => sign(),
+            (Caller::Node(own), _) => {
+                let reason = format!("node {} may not have the certificate of node {node}", own.name());
+                Err(Rejection::new(CaOutcome::OtherNode, reason))
             }
-            Caller::Token(token) => {
-                let refused = |e: super::tokens::TokenError| Rejection::Unauthenticated(format!("node {node}: {e}"));
-                let good = self.tokens.check(token, node).map_err(refused)?;
+            (Caller::Token(token), Login::Join(tokens)) => {
+                let refused =
+                    |e: super::tokens::TokenError| Rejection::new(CaOutcome::JoinToken, format!("node {node}: {e}"));
+                let good = tokens.check(token, node).map_err(refused)?;
                 // Signed first: a token is spent for a certificate, not for an error.
                 let signed = sign()?;
-                self.tokens.spend(good).map_err(refused)?;
-                tracing::info!(%node, "node joined");
+                tokens.spend(good).map_err(refused)?;
                 Ok(signed)
             }
-            Caller::Nobody => {
-                Err(Rejection::Unauthenticated(format!("node {node} needs a join token or its certificate")))
+            (Caller::Agent(_) | Caller::Token(_), _) => {
+                let reason = "this CA gives no node certificates: its agents show their token each time";
+                Err(Rejection::new(CaOutcome::TokenScope, reason))
+            }
+            (Caller::Nobody, _) => {
+                let reason = format!("node {node} needs a join token or its certificate");
+                Err(Rejection::new(CaOutcome::NoCredentials, reason))
             }
         }
     }
@@ -173,11 +214,33 @@ impl CaService {
         ttl: Duration,
         max: Duration,
     ) -> Result<SignedCert, Rejection> {
-        let ttl = if ttl.is_zero() { max } else { ttl.clamp(TTL_MIN, max) };
-        uri_name(name).and_then(|name| self.authority.sign(csr, vec![name], purpose, ttl)).map_err(|error| {
+        let ttl = if ttl.is_zero() { max } else { ttl.clamp(TTL_MIN.min(max), max) };
+        uri_name(name).and_then(|name| self.root.load().sign(csr, vec![name], purpose, ttl)).map_err(|error| {
             tracing::error!(%error, "signing failed");
-            Rejection::Failed(error)
+            Rejection::new(CaOutcome::Internal, "the CA failed to sign")
         })
+    }
+}
+
+impl Login {
+    /// What a caller should have shown.
+    fn wanted(&self) -> &'static str {
+        match self {
+            Self::Join(_) => "a node certificate",
+            Self::Agents(_) => "the agent's service account token",
+        }
+    }
+}
+
+impl Answer {
+    pub(super) fn outcome(&self) -> CaOutcome {
+        self.result.as_ref().map_or_else(|rejection| rejection.outcome, |_| CaOutcome::Issued)
+    }
+
+    /// Serial number of what was given.
+    pub(super) fn serial(&self) -> Option<String> {
+        let leaf = self.result.as_ref().ok()?.chain.first()?;
+        chain::particulars(leaf).ok().map(|particulars| particulars.serial)
     }
 }
 
@@ -187,21 +250,9 @@ fn shown(text: &str) -> String {
 }
 
 /// Leaf and intermediates one by one, then all roots in one entry: Istio's convention.
-fn response(signed: &SignedCert) -> CertificateResponse {
+pub(super) fn response(signed: &SignedCert) -> CertificateResponse {
     let pem = |cert: &CertificateDer<'_>| state::pem("CERTIFICATE", cert).to_string();
     let mut cert_chain: Vec<String> = signed.chain.iter().map(pem).collect();
     cert_chain.push(signed.roots.iter().map(pem).collect());
     CertificateResponse { cert_chain }
-}
-
-impl From<Rejection> for Status {
-    fn from(rejection: Rejection) -> Self {
-        let code = match rejection {
-            Rejection::Unauthenticated(_) => Code::Unauthenticated,
-            Rejection::Denied(_) => Code::PermissionDenied,
-            Rejection::Invalid(_) => Code::InvalidArgument,
-            Rejection::Failed(_) => Code::Internal,
-        };
-        Self::new(code, rejection.to_string())
-    }
 }

@@ -10,12 +10,15 @@ use rcgen::ExtendedKeyUsagePurpose;
 use tempfile::TempDir;
 
 use super::super::authority::Authority;
+use super::super::ca::WORKLOAD_TTL_MAX;
 use super::super::ca::signing_request;
 use super::super::istio::CertificateRequest;
 use super::super::key::PrivateKey;
 use super::super::testing::{TRUST_DOMAIN, TestClock, identity};
 use super::super::{Clock, NodeIdentity, NodeName, SystemClock};
-use super::service::{CaService, Caller, Rejection};
+use super::in_force::RootInForce;
+use super::outcome::CaOutcome;
+use super::service::{CaService, Caller, Login, response};
 use super::*;
 use crate::model::identity::Identity;
 
@@ -48,10 +51,11 @@ pub(super) fn node(name: &str) -> NodeIdentity {
 fn service(dir: &TempDir) -> CaService {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     CaService {
-        authority: Authority::open(dir.path(), TRUST_DOMAIN, Arc::clone(&clock)).unwrap(),
-        tokens: JoinTokens::open(dir.path(), clock).unwrap(),
+        root: RootInForce::new(Authority::open(dir.path(), TRUST_DOMAIN, Arc::clone(&clock)).unwrap()),
+        login: Login::Join(JoinTokens::open(dir.path(), clock).unwrap()),
         authorizer: table(),
         trust_domain: TRUST_DOMAIN.into(),
+        max_ttl: WORKLOAD_TTL_MAX,
     }
 }
 
@@ -63,37 +67,82 @@ fn csr(uri: &str) -> String {
 fn requests_that_must_not_be_granted() {
     let dir = private_dir();
     let service = service(&dir);
-    let token = service.tokens.create(&"a".parse().unwrap(), HOUR).unwrap();
+    let tokens = JoinTokens::open(dir.path(), Arc::new(SystemClock)).unwrap();
+    let token = tokens.create(&"a".parse().unwrap(), HOUR).unwrap();
     let a = || Caller::Node(node("a"));
     let with_token = || Caller::Token(token.clone());
     let (web, db) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/db");
-    let table: Vec<(&str, Caller, String, Option<&str>, &str)> = vec![
-        ("nobody asks for a workload", Caller::Nobody, csr(web), None, "needs a node certificate"),
-        ("nobody asks for a node", Caller::Nobody, csr("spiffe://cluster.local/node/a"), None, "needs a join token"),
-        ("a token asks for a workload", with_token(), csr(web), Some(web), "good for a node certificate"),
-        ("a token asks for another node", with_token(), csr("spiffe://cluster.local/node/b"), None, "for another node"),
-        ("a node asks for another node", a(), csr("spiffe://cluster.local/node/b"), None, "node a may not have"),
-        ("a node asks for another node's pod", a(), csr(db), Some(db), "node a may not have"),
-        ("CSR and metadata disagree", a(), csr(web), Some(db), "several identities"),
-        ("metadata smuggles what the CSR hides", a(), csr(db), Some(web), "several identities"),
-        ("another trust domain", a(), csr("spiffe://other/ns/shop/sa/web"), None, "not of the trust domain"),
-        ("a node of another trust domain", with_token(), csr("spiffe://other/node/a"), None, "not of the trust domain"),
-        ("no SPIFFE name", a(), csr("https://web"), None, "neither a workload nor a node"),
-        ("control characters", a(), csr(web), Some("x\ny"), "several identities: spiffe"),
-        ("junk", a(), "junk".to_owned(), Some(web), "certificate request"),
-        ("RSA or P-384 key", a(), csr_p384(web), Some(web), "not ECDSA P-256"),
-        ("DNS name", a(), csr_dns(), Some(web), "not a URI"),
-        ("a torn signature", a(), csr_of_another_key(web), Some(web), "signature"),
+    let table: Vec<(&str, Caller, String, Option<&str>, &str, &str)> = vec![
+        ("nobody asks for a workload", Caller::Nobody, csr(web), None, "no_credentials", "needs a node certificate"),
+        (
+            "nobody asks for a node",
+            Caller::Nobody,
+            csr("spiffe://cluster.local/node/a"),
+            None,
+            "no_credentials",
+            "needs a join token",
+        ),
+        (
+            "a token asks for a workload",
+            with_token(),
+            csr(web),
+            Some(web),
+            "token_scope",
+            "good for a node certificate",
+        ),
+        (
+            "a token asks for another node",
+            with_token(),
+            csr("spiffe://cluster.local/node/b"),
+            None,
+            "join_token",
+            "for another node",
+        ),
+        (
+            "a node asks for another node",
+            a(),
+            csr("spiffe://cluster.local/node/b"),
+            None,
+            "other_node",
+            "node a may not have",
+        ),
+        ("a node asks for another node's pod", a(), csr(db), Some(db), "not_on_node", "node a may not have"),
+        ("CSR and metadata disagree", a(), csr(web), Some(db), "names_disagree", "several identities"),
+        ("metadata smuggles what the CSR hides", a(), csr(db), Some(web), "names_disagree", "several identities"),
+        (
+            "another trust domain",
+            a(),
+            csr("spiffe://other/ns/shop/sa/web"),
+            None,
+            "trust_domain",
+            "not of the trust domain",
+        ),
+        (
+            "a node of another trust domain",
+            with_token(),
+            csr("spiffe://other/node/a"),
+            None,
+            "trust_domain",
+            "not of the trust domain",
+        ),
+        ("no SPIFFE name", a(), csr("https://web"), None, "bad_request", "neither a workload nor a node"),
+        ("control characters", a(), csr(web), Some("x\ny"), "names_disagree", "several identities: spiffe"),
+        ("junk", a(), "junk".to_owned(), Some(web), "bad_request", "certificate request"),
+        ("RSA or P-384 key", a(), csr_p384(web), Some(web), "bad_request", "not ECDSA P-256"),
+        ("DNS name", a(), csr_dns(), Some(web), "bad_request", "not a URI"),
+        ("a torn signature", a(), csr_of_another_key(web), Some(web), "bad_request", "signature"),
     ];
-    for (case, caller, csr, impersonated, words) in table {
-        let rejection = service.answer(&caller, &CertificateRequest::new(&csr, 3600, impersonated)).expect_err(case);
+    for (case, caller, csr, impersonated, word, words) in table {
+        let answer = service.answer(&caller, &CertificateRequest::new(&csr, 3600, impersonated));
+        let rejection = answer.result.expect_err(case);
         let text = rejection.to_string();
         assert!(text.contains(words), "{case}: `{words}` is not in `{text}`");
         assert!(!text.contains('\n'), "{case}: {text}");
-        assert!(!matches!(rejection, Rejection::Failed(_)), "{case}");
+        assert_eq!(rejection.outcome.as_str(), word, "{case}");
+        assert!(text.starts_with(word), "{case}: {text}");
     }
     let good = service.answer(&with_token(), &CertificateRequest::new(&csr("spiffe://cluster.local/node/a"), 0, None));
-    assert!(good.is_ok(), "none of this spent the token");
+    assert_eq!(good.outcome(), CaOutcome::Issued, "none of this spent the token");
 }
 
 #[test]
@@ -106,7 +155,8 @@ fn what_a_csr_asks_for_besides_its_key_is_not_given() {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
     let csr = params.serialize_request(&PrivateKey::generate().unwrap()).unwrap().pem().unwrap();
-    let answer = service.answer(&Caller::Node(node("a")), &CertificateRequest::new(&csr, i64::MAX, None)).unwrap();
+    let answer = service.answer(&Caller::Node(node("a")), &CertificateRequest::new(&csr, i64::MAX, None));
+    let answer = response(&answer.result.unwrap());
     let pem = x509_parser::pem::parse_x509_pem(answer.cert_chain[0].as_bytes()).unwrap().1;
     let leaf = pem.parse_x509().unwrap();
     assert!(!leaf.is_ca());

@@ -18,8 +18,19 @@ use super::super::{CaAuth, CaClient, CertError, Clock, GrpcCa, GrpcTarget, NodeL
 use super::service_tests::{node, private_dir, table};
 use super::*;
 use crate::model::identity::Identity;
+use crate::telemetry::CaMetrics;
 
 const HOUR: Duration = Duration::from_secs(3600);
+
+fn settings(dir: &TempDir, listen: SocketAddr) -> CaServerSettings {
+    CaServerSettings {
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        listen,
+        names: Vec::new(),
+        max_ttl: WORKLOAD_TTL_MAX,
+        setting: CaSetting::Alone(dir.path().to_owned()),
+    }
+}
 
 /// A CA on loopback.
 struct Running {
@@ -35,13 +46,8 @@ impl Running {
     }
 
     async fn start_in(dir: TempDir, listen: SocketAddr, clock: Arc<dyn Clock>) -> Self {
-        let settings = CaServerSettings {
-            state_dir: dir.path().to_owned(),
-            trust_domain: TRUST_DOMAIN.to_owned(),
-            listen,
-            names: Vec::new(),
-        };
-        let server = CaServer::bind_with_clock(settings, table(), clock).await.unwrap();
+        let server = CaServer::bind_with_clock(settings(&dir, listen), table(), CaMetrics::default(), clock);
+        let server = server.await.unwrap();
         let address = server.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.serve(async {
@@ -65,7 +71,7 @@ impl Running {
     }
 
     fn target(&self) -> GrpcTarget {
-        GrpcTarget { address: self.address.to_string(), root_file: self.dir.path().join(ROOT_FILE) }
+        GrpcTarget { address: self.address.to_string(), root_file: self.dir.path().join(ROOT_FILE), server_name: None }
     }
 
     /// An agent of `node` that keeps its state in `state`; `token` is written to a file for it.
@@ -211,7 +217,7 @@ async fn a_missing_or_broken_root_file_is_named() {
         if let Some(content) = content {
             fs::write(&root_file, content).unwrap();
         }
-        let target = GrpcTarget { address: "127.0.0.1:1".into(), root_file: root_file.clone() };
+        let target = GrpcTarget { address: "127.0.0.1:1".into(), root_file: root_file.clone(), server_name: None };
         fs::write(state.path().join("token"), "x").unwrap();
         let login = NodeLogin::new(node("a"), state.path(), Some(state.path().join("token")));
         let error =
@@ -337,16 +343,13 @@ async fn a_node_certificate_is_renewed_at_half_life_and_a_lost_one_needs_a_token
 #[tokio::test]
 async fn a_name_is_needed_to_listen_on_every_address_and_a_taken_port_is_named() {
     let dir = private_dir();
-    let settings = |listen: &str| CaServerSettings {
-        state_dir: dir.path().to_owned(),
-        trust_domain: TRUST_DOMAIN.to_owned(),
-        listen: listen.parse().unwrap(),
-        names: Vec::new(),
+    let bind = async |listen: &str| {
+        CaServer::bind(settings(&dir, listen.parse().unwrap()), table(), CaMetrics::default()).await
     };
-    let error = CaServer::bind(settings("0.0.0.0:0"), table()).await.unwrap_err();
+    let error = bind("0.0.0.0:0").await.unwrap_err();
     assert!(error.to_string().contains("--name"), "{error}");
-    let taken = CaServer::bind(settings("127.0.0.1:0"), table()).await.unwrap();
+    let taken = bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let error = CaServer::bind(settings(&address), table()).await.unwrap_err();
+    let error = bind(&address).await.unwrap_err();
     assert!(matches!(error, CertError::Listen { .. }) && error.to_string().contains(&address), "{error}");
 }
