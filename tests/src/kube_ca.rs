@@ -1,5 +1,5 @@
-//! `mesh-agent ca --source kube` with its replicas, and what the kubelet does for it and for the agents: pods, tokens, and
-//! mounted Secrets and ConfigMaps.
+//! `mesh-agent ca --source kube` with its replicas, and what the kubelet does for it and for the agents: pods, tokens,
+//! and mounted Secrets and ConfigMaps.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

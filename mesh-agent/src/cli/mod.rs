@@ -23,7 +23,7 @@ use crate::admin;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Hold the root of a mesh of several nodes and certify their workloads
-    Ca(ca::CaArgs),
+    Ca(Box<ca::CaArgs>),
     /// Say whether this machine can run the agent, and what to do if not
     Check(check::CheckArgs),
     /// Enrol a pod before its containers start: the CNI plugin, as a container runtime calls it
@@ -41,7 +41,7 @@ impl Command {
     #[must_use]
     pub fn run(self) -> ExitCode {
         match self {
-            Self::Ca(args) => ca::run(args),
+            Self::Ca(args) => ca::run(*args),
             Self::Check(args) => check::run(&args),
             Self::Cni(args) => cni::run(args),
             Self::Controller(args) => controller::run(args),

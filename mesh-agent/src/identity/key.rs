@@ -112,6 +112,21 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_read_from_either_form_of_pem() {
+        // openssl ecparam -name prime256v1 -genkey: SEC 1, as cert-manager writes it by default.
+        let sec1 = "-----BEGIN EC PRIVATE KEY-----\n\
+                    MHcCAQEEIDWEvxN2bbWeM3eb+WZX98oQZAJG5JPEYFaCvRDyqKeNoAoGCCqGSM49\n\
+                    AwEHoUQDQgAEM9dPDLTyqzWnIbabGFAN4Vjzm6dPsoi9+fup0QOV1xP4pg3Ycqm8\n\
+                    Tng9HQN3C0HgDl1UPg/DlzGsC1lMEstgeA==\n\
+                    -----END EC PRIVATE KEY-----\n";
+        PrivateKey::from_pem(sec1.as_bytes()).unwrap();
+        let (key, pkcs8) = PrivateKey::generate_pkcs8().unwrap();
+        let again = PrivateKey::from_pem(super::super::state::pem("PRIVATE KEY", &pkcs8).as_bytes()).unwrap();
+        assert_eq!(key.der_bytes(), again.der_bytes());
+        assert!(PrivateKey::from_pem(b"junk").unwrap_err().contains("no PKCS #8"));
+    }
+
+    #[test]
     fn a_key_of_another_kind_is_refused() {
         let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         assert!(PrivateKey::from_pkcs8(&p384.serialize_der()).is_err());

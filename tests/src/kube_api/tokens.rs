@@ -1,5 +1,5 @@
-//! Tokens of service accounts: issued by TokenRequest, judged by TokenReview. JSON Web Tokens with the claims of the real
-//! server's, but for a signature that is a random word: they are looked up here.
+//! Tokens of service accounts: issued by TokenRequest, judged by TokenReview. JSON Web Tokens with the claims of the
+//! real server's, but for a signature that is a random word: they are looked up here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Traffic while certificates of a few seconds come and go, while the root is replaced, and while the authority is away.
+//! Traffic while certificates of a few seconds come and go, while the root is replaced, while the authority is away.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,6 +1,6 @@
 //! `mesh-agent ca`, `ca token`, `ca root`.
 
-mod kube;
+mod cluster;
 mod serve;
 
 use std::net::SocketAddr;
@@ -152,7 +152,7 @@ struct Settings {
 /// Where it serves.
 enum Setting {
     Alone { state_dir: PathBuf, objects: PathBuf },
-    Cluster(kube::Settings),
+    Cluster(cluster::Settings),
 }
 
 impl Settings {
@@ -171,7 +171,7 @@ impl Settings {
         let root_dir = args.root_dir.clone().ok_or_else(|| {
             anyhow!("--source {source} needs --root-dir, the directory at which the Secret of the root is mounted")
         })?;
-        let cluster = kube::Settings {
+        let cluster = cluster::Settings {
             access,
             root_dir,
             root_secret: args.create_root_secret.clone(),
@@ -223,7 +223,7 @@ mod tests {
     fn parse(args: &[&str]) -> Result<CaArgs, String> {
         let args = ["mesh-agent", "ca"].iter().chain(args);
         match Cli::try_parse_from(args).map_err(|e| e.to_string())?.command {
-            super::super::Command::Ca(args) => Ok(args),
+            super::super::Command::Ca(args) => Ok(*args),
             other => panic!("{other:?}"),
         }
     }

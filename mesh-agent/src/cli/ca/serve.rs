@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::{Setting, Settings, kube};
+use super::{Setting, Settings, cluster};
 use crate::admin::{self, Condition, Readiness};
 use crate::cli::{fail, log};
 use crate::control::{self, ControlError, DirConfig};
@@ -72,8 +72,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             (CaSetting::Alone(state_dir), source)
         }
         Setting::Cluster(settings) => {
-            let scene = kube::Scene { trust_domain: &trust_domain, store: &store, metrics: &metrics };
-            kube::start(settings, scene, ended(stopped)).await?
+            let scene = cluster::Scene { trust_domain: &trust_domain, store: &store, metrics: &metrics };
+            cluster::start(settings, scene, ended(stopped)).await?
         }
     };
     let server = CaServerSettings { trust_domain, listen, names, max_ttl, setting };

@@ -111,8 +111,8 @@ impl Cluster {
         Self::of_kinds(access, watched()).await
     }
 
-    /// As [`Self::open`], for the certificate authority: it watches what decides which node has which enrolled pods, and
-    /// nothing else.
+    /// As [`Self::open`], for the certificate authority: it watches what decides which node has which enrolled pods,
+    /// and nothing else.
     ///
     /// # Errors
     /// As [`Self::open`].

@@ -1,5 +1,5 @@
-//! A root in a mounted Secret: read at the start, and again when it changes. And the Secret itself, for the replica that
-//! finds none.
+//! A root in a mounted Secret: read at the start, and again when it changes. And the Secret itself, for the replica
+//! that finds none.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -154,8 +154,8 @@ impl RootDir {
     }
 }
 
-/// What `read` finds under the names of a TLS Secret; `None` when there is neither key nor certificate. An empty file is
-/// none: `kubernetes.io/tls` wants the keys to be there.
+/// What `read` finds under the names of a TLS Secret; `None` when there is neither key nor certificate. An empty file
+/// is none: `kubernetes.io/tls` wants the keys to be there.
 fn root_pem(
     place: &Path,
     mut read: impl FnMut(&str) -> Result<Option<Zeroizing<Vec<u8>>>, CertError>,

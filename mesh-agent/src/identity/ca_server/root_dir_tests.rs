@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose};
 use tempfile::TempDir;
 
 use super::*;
@@ -114,21 +114,22 @@ async fn a_secret_that_cannot_be_used_is_named_and_left_alone() {
     assert!(api.secret.lock().unwrap().as_ref().unwrap().is_empty());
 }
 
-/// An intermediate below `root`, as cert-manager writes one: the key in SEC 1, the chain in tls.crt.
-fn intermediate(root: &NewRoot, path_len: u8) -> (String, String) {
+/// An intermediate below `root`, limited to `usages` if there are any.
+fn intermediate(root: &NewRoot, usages: &[ExtendedKeyUsagePurpose]) -> (String, String) {
     let root_key = PrivateKey::from_pem(root.key.as_bytes()).unwrap();
     let root_der = rustls::pki_types::pem::PemObject::from_pem_slice(root.cert.as_bytes()).unwrap();
     let issuer = Issuer::from_ca_cert_der(&root_der, root_key).unwrap();
     let (key, pkcs8) = PrivateKey::generate_pkcs8().unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "intermediate");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.extended_key_usages = usages.to_vec();
     let cert = params.signed_by(&key, &issuer).unwrap();
     (state::pem("PRIVATE KEY", &pkcs8).to_string(), state::pem("CERTIFICATE", cert.der()).to_string())
 }
 
-/// A root that may have an intermediate, which ours may not.
+/// A root that may have intermediates, which ours may not.
 fn root_for_intermediates() -> NewRoot {
     let (key, pkcs8) = PrivateKey::generate_pkcs8().unwrap();
     let mut params = CertificateParams::default();
@@ -142,7 +143,7 @@ fn root_for_intermediates() -> NewRoot {
 #[tokio::test]
 async fn an_intermediate_signs_under_its_root() {
     let (dir, root) = (tempfile::tempdir().unwrap(), root_for_intermediates());
-    let (key, cert) = intermediate(&root, 0);
+    let (key, cert) = intermediate(&root, &[]);
     put(&dir, &[("tls.crt", &cert), ("tls.key", &key)]);
     let error = dir_of(&dir).open(None).await.unwrap_err().to_string();
     assert!(error.contains("no root beside it"), "{error}");
@@ -160,9 +161,9 @@ async fn an_intermediate_signs_under_its_root() {
 
 #[tokio::test]
 async fn a_root_whose_constraints_forbid_what_it_should_sign_is_refused() {
-    let (dir, root) = (tempfile::tempdir().unwrap(), new_root());
-    // Ours has a path length of 0: nothing below an intermediate of it is good.
-    let (key, cert) = intermediate(&root, 0);
+    let (dir, root) = (tempfile::tempdir().unwrap(), root_for_intermediates());
+    // Good for servers alone: what it signs could not dial.
+    let (key, cert) = intermediate(&root, &[ExtendedKeyUsagePurpose::ServerAuth]);
     put(&dir, &[("tls.crt", &cert), ("tls.key", &key), ("ca.crt", &root.cert)]);
     let error = dir_of(&dir).open(None).await.unwrap_err().to_string();
     assert!(error.contains("signs nothing that a peer would accept"), "{error}");

@@ -63,6 +63,9 @@ fn csr(uri: &str) -> String {
     signing_request(&PrivateKey::generate().unwrap(), uri).unwrap()
 }
 
+/// Case, caller, CSR, impersonated identity, outcome, and words of the reason.
+type Row<'a> = (&'a str, Caller, String, Option<&'a str>, &'a str, &'a str);
+
 #[test]
 fn requests_that_must_not_be_granted() {
     let dir = private_dir();
@@ -72,7 +75,7 @@ fn requests_that_must_not_be_granted() {
     let a = || Caller::Node(node("a"));
     let with_token = || Caller::Token(token.clone());
     let (web, db) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/db");
-    let table: Vec<(&str, Caller, String, Option<&str>, &str, &str)> = vec![
+    let table: Vec<Row<'_>> = vec![
         ("nobody asks for a workload", Caller::Nobody, csr(web), None, "no_credentials", "needs a node certificate"),
         (
             "nobody asks for a node",
