@@ -165,7 +165,7 @@ impl KubeCa {
     pub fn published(&self) -> Result<String> {
         wait::until("the roots are published", SEEN_WITHIN, || {
             let map = self.api.get("ConfigMap", NAMESPACE, ROOTS).context("there is no ConfigMap")?;
-            let roots = map["data"]["root-cert.pem"].as_str().map(str::to_owned);
+            let roots = map.pointer("/data/root-cert.pem").and_then(Value::as_str).map(str::to_owned);
             roots.with_context(|| format!("no roots in {map}"))
         })
     }
@@ -184,7 +184,7 @@ impl KubeCa {
     /// When there is no such Secret.
     pub fn mount_secret(&self) -> Result<()> {
         let secret = self.api.get("Secret", NAMESPACE, SECRET).context("there is no Secret")?;
-        let data = secret["data"].as_object().context("the Secret has no data")?;
+        let data = secret.get("data").and_then(Value::as_object).context("the Secret has no data")?;
         for (name, value) in data {
             let bytes = STANDARD.decode(value.as_str().unwrap_or_default())?;
             replace(&self.root_dir().join(name), std::str::from_utf8(&bytes)?)?;
