@@ -138,6 +138,21 @@ impl Base {
     }
 }
 
+/// What a predecessor has enrolled since this agent began is in force within this.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(2);
+
+impl Base {
+    /// Takes in what a predecessor was told by the CNI plugin after this agent had read the book: no pod of its may be
+    /// unknown when the first pods are brought in.
+    async fn know_what_came_since(&self) {
+        let mut snapshots = self.snapshots.watch();
+        if self.book.read_again() {
+            // What is not of the API server's pods changes no snapshot.
+            let _ = tokio::time::timeout(CAUGHT_UP_WITHIN, snapshots.changed()).await;
+        }
+    }
+}
+
 async fn serve(config: Config) -> Result<()> {
     let mut stop = Stop::on_signals()?;
     let objects = ObjectSource::open(&config.source).await?;
@@ -152,7 +167,9 @@ async fn serve(config: Config) -> Result<()> {
         () = stop.told() => return Ok(()),
     };
     // From here on nobody else writes, or counts what the kernel carries.
-    base.book.read_again();
+    if mandate.is_some() {
+        base.know_what_came_since().await;
+    }
     let counting_since_ns = sys::monotonic_ns();
     let kernel = Arc::new(Kernel::start(kernel_config(&config))?);
     let board = Board::new(Arc::clone(&kernel), Arc::clone(&base.snapshots), Arc::clone(&base.certificates));

@@ -71,16 +71,17 @@ impl Book {
         Ok(book)
     }
 
-    /// Takes in what another agent of this node has written since.
-    pub fn read_again(&self) {
+    /// Takes in what another agent of this node has written since. Returns whether there is news.
+    pub fn read_again(&self) -> bool {
         let mut entries = self.lock();
+        entries.clear();
         let read = stamped::read::<BTreeMap<Arc<str>, Sandbox>>(&self.dir, BOOK_NAME, &self.boot_id);
         for (uid, sandbox) in read.map(|(sandboxes, _)| sandboxes).unwrap_or_default() {
             if sandbox.gone || inode(&sandbox.netns).ok() == Some(sandbox.inode) {
                 entries.insert(uid, Entry { sandbox, seen: false, since: Instant::now() });
             }
         }
-        self.tell(&entries);
+        self.tell(&entries)
     }
 
     /// What the pods of this node are known to have, now and whenever it changes.
@@ -165,7 +166,8 @@ impl Book {
         stamped::write(&self.dir, BOOK_NAME, &self.boot_id, &sandboxes)
     }
 
-    fn tell(&self, entries: &BTreeMap<Arc<str>, Entry>) {
+    /// Returns whether there is news.
+    fn tell(&self, entries: &BTreeMap<Arc<str>, Entry>) -> bool {
         let local = |Sandbox { netns, addresses, gone, .. }: &Sandbox| match gone {
             true => LocalPod::Gone,
             false => LocalPod::Standing { netns: netns.clone(), addresses: addresses.clone() },
@@ -175,7 +177,7 @@ impl Book {
             let changed = **told != pods;
             *told = Arc::new(pods);
             changed
-        });
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Entry>> {

@@ -5,6 +5,8 @@
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
 mod absent;
+mod churn;
+mod installed;
 mod restart;
 
 use std::net::SocketAddr;
