@@ -1,5 +1,6 @@
 //! A whole mesh: two nodes, one certificate authority, an agent per node, pods and the objects that declare them.
 
+use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ impl Workload {
 #[derive(Debug)]
 pub struct Mesh {
     agents: Sides<Option<Agent>>,
+    kept: Vec<Box<dyn Any + Send>>,
     ca: Option<Ca>,
     pods: Vec<Arc<Workload>>,
     objects: Objects,
@@ -90,6 +92,7 @@ impl Mesh {
         }
         Ok(Self {
             agents: Sides::default(),
+            kept: Vec::new(),
             ca: None,
             pods: Vec::new(),
             objects,
@@ -347,6 +350,11 @@ impl Mesh {
                 format!("the last lines are:\n{all}")
             })
         })
+    }
+
+    /// Keeps what the agents would miss until they are gone.
+    pub fn keep(&mut self, what: impl Any + Send) {
+        self.kept.push(Box::new(what));
     }
 
     /// Announces that a line of an agent's log at WARN or above that contains `part` is part of this scenario.

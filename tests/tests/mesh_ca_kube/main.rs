@@ -176,6 +176,12 @@ fn whoever_is_not_the_agent_of_a_pods_node_gets_nothing() -> Result<()> {
             wait::holds(asked == Asked::Issued, || format!("{asked:?}"))
         })?;
 
+        // Without the right to ask nobody gets in, and the reason names the right.
+        api.faults().forbid("create", "tokenreviews");
+        let asked = ask(&ca, node, &good()?, "shop/client")?;
+        ensure!(matches!(&asked, Asked::Away(why) if why.contains("tokenreviews")), "{asked:?}");
+        api.faults().permit_all();
+
         // An API server that is away lets nobody in, and the caller may come again.
         api.faults().refuse_connections()?;
         let asked = ask(&ca, node, &good()?, "shop/client")?;

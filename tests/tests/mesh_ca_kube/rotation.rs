@@ -52,7 +52,7 @@ impl Busy {
     }
 
     /// Every connection so far, and no failed one.
-    fn end(mut self, mesh: &Mesh) -> Result<()> {
+    fn end(mut self, mesh: &mut Mesh) -> Result<()> {
         self.dialling.kill()?;
         let lines = self.dialling.lines()?;
         let failed: Vec<_> = lines.iter().filter(|line| line["outcome"] != "ok").collect();
@@ -66,6 +66,8 @@ impl Busy {
             let bad = refused.iter().find(|line| line["outcome"] == "no_certificate");
             ensure!(bad.is_none(), "{bad:?}");
         }
+        // An agent that asks just now would say that the authority is gone.
+        mesh.keep(self.shop.ca);
         Ok(())
     }
 }
