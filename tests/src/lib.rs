@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod cni;
 pub mod datagram;
+pub mod deployed;
 pub mod dial;
 pub mod gateway;
 pub mod http;

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::setup::Tool;
-use crate::{shell, tidy};
+use crate::{deploy, shell, tidy};
 
 /// A check's name and what runs it.
 type Step = (&'static str, fn() -> Result<()>);
@@ -15,12 +15,13 @@ pub fn run(args: &[String]) -> Result<()> {
     if let Some(unknown) = args.first() {
         bail!("`{unknown}`: this task takes no arguments");
     }
-    let steps: [Step; 5] = [
+    let steps: [Step; 6] = [
         ("tidy", || tidy::run(&[])),
         ("rustfmt", rustfmt),
         ("clippy", clippy),
         ("rustdoc", rustdoc),
         ("cargo-deny", deny),
+        ("deploy", || deploy::run(&["--check".to_owned()])),
     ];
     let mut failed = Vec::new();
     for (name, step) in steps {

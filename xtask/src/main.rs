@@ -10,6 +10,7 @@ mod check;
 mod compile;
 mod conformance;
 mod demo;
+mod deploy;
 mod kernels;
 mod setup;
 mod shell;
@@ -33,7 +34,8 @@ cargo xtask TASK
                    [--long] [unit|kernel|mesh|conformance|guest]... [-- TEST-ARGS]
   kernels          the kernel suites under Debian's 6.1, 6.12 and newest kernel, emulated
                    [6.1|6.12|newest]... [--update: look for newer packages] [-- TEST-ARGS]
-  check            rustfmt, clippy, tidy, cargo-deny, rustdoc
+  check            rustfmt, clippy, tidy, cargo-deny, rustdoc, deploy/ against the code
+  deploy           write what of deploy/ is made from the code  [--check: say what differs]
   tidy             the rules of ARCHITECTURE.md and of style that no compiler checks
 ";
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     };
     let done = match task.as_str() {
         "demo" => demo::run(rest),
+        "deploy" => deploy::run(rest),
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
         "setup" => setup::run(rest),

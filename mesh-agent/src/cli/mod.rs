@@ -1,5 +1,5 @@
-//! The subcommands for people: `ca`, `check`, `controller`, `explain`, `status`. `run` is the agent itself and lives in
-//! `main`.
+//! The subcommands for people: `ca`, `check`, `controller`, `crds`, `explain`, `status`. `run` is the agent itself and
+//! lives in `main`.
 //!
 //! Each parses its arguments, does one thing with the rooms it needs, prints, and gives an exit code: 0 done,
 //! 1 not, 64 wrong arguments. Results go to stdout, everything else to stderr.
@@ -8,6 +8,7 @@ mod ca;
 mod check;
 pub mod cni;
 mod controller;
+mod crds;
 mod explain;
 pub mod log;
 mod status;
@@ -30,6 +31,8 @@ pub enum Command {
     Cni(cni::CniArgs),
     /// Write back to the API server what the mesh makes of routes and policies
     Controller(controller::ControllerArgs),
+    /// Print the CustomResourceDefinitions of the mesh's kinds, for `kubectl apply -f -`
+    Crds,
     /// Say what becomes of a connection and why: lane, verdict, rule, and where it is enforced
     Explain(explain::ExplainArgs),
     /// Show pods, identities, peers and problems of the agent on this node
@@ -45,6 +48,7 @@ impl Command {
             Self::Check(args) => check::run(&args),
             Self::Cni(args) => cni::run(args),
             Self::Controller(args) => controller::run(args),
+            Self::Crds => crds::run(),
             Self::Explain(args) => explain::run(args),
             Self::Status(args) => status::run(&args),
         }

@@ -37,6 +37,12 @@ use crate::model::identity::{Identity, IdentityError};
 use crate::model::problem::Problem;
 use crate::snapshot::{Snapshot, SnapshotParts, SnapshotStore};
 
+/// The CustomResourceDefinitions of our kinds, as objects for the API server.
+#[must_use]
+pub fn crds() -> Vec<serde_json::Value> {
+    object::crds()
+}
+
 /// What the directory source must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirConfig {

@@ -25,6 +25,8 @@ pub struct Cluster {
     pub store: Store,
     /// Its tokens.
     pub tokens: Tokens,
+    /// Service accounts may do what roles permit, and no more.
+    pub roles_enforced: bool,
     kinds: Vec<Kind>,
 }
 
@@ -52,7 +54,8 @@ impl Cluster {
     /// A cluster with the namespaces that every cluster has.
     #[must_use]
     pub fn new() -> Self {
-        let mut cluster = Self { store: Store::default(), tokens: Tokens::default(), kinds: kind::built_in() };
+        let mut cluster =
+            Self { store: Store::default(), tokens: Tokens::default(), roles_enforced: false, kinds: kind::built_in() };
         for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
             let namespace = json!({
                 "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name},

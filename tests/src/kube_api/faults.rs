@@ -83,6 +83,11 @@ impl Faults<'_> {
         self.shared.cluster().tokens.outlive_pods = true;
     }
 
+    /// Service accounts may do what the roles in the cluster permit, and no more; else they may everything.
+    pub fn enforce_roles(&self, enforced: bool) {
+        self.shared.cluster().roles_enforced = enforced;
+    }
+
     /// Refuses with 401 whoever shows no token; kubectl shows none without TLS.
     pub fn require_tokens(&self, required: bool) {
         self.knobs().tokens_required = required;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::roles::RBAC;
+
 /// The group of CustomResourceDefinitions.
 pub const CRD_GROUP: &str = "apiextensions.k8s.io";
 
@@ -108,6 +110,14 @@ pub fn built_in() -> Vec<Kind> {
         core("Event", "events", true, false),
         Kind::built_in("discovery.k8s.io", "EndpointSlice", "endpointslices", true, false),
         Kind::built_in("coordination.k8s.io", "Lease", "leases", true, false),
+        Kind::built_in(RBAC, "ClusterRole", "clusterroles", false, false),
+        Kind::built_in(RBAC, "ClusterRoleBinding", "clusterrolebindings", false, false),
+        Kind::built_in(RBAC, "Role", "roles", true, false),
+        Kind::built_in(RBAC, "RoleBinding", "rolebindings", true, false),
+        Kind::built_in("apps", "DaemonSet", "daemonsets", true, true),
+        Kind::built_in("apps", "Deployment", "deployments", true, true),
+        Kind::built_in("policy", "PodDisruptionBudget", "poddisruptionbudgets", true, true),
+        Kind::built_in("networking.k8s.io", "NetworkPolicy", "networkpolicies", true, false),
         Kind::built_in(CRD_GROUP, "CustomResourceDefinition", "customresourcedefinitions", false, true),
     ]
 }

@@ -4,8 +4,8 @@
 //! `store`, `write` and the other rules are plain functions of a [`cluster::Cluster`]; `server` puts HTTP
 //! before them. It plays no controller but two: a deleted pod goes when its grace is over, a deleted namespace when
 //! it is empty. What the harness puts comes with its status, as if the cluster's own components had written it.
-//! Not here: validation rules in CEL, admission, OpenAPI documents, conversion beyond `apiVersion`, roles (single
-//! verbs can be forbidden), TLS.
+//! Not here: admission, OpenAPI documents, conversion beyond `apiVersion`, TLS. Roles
+//! are enforced when the test wants it; without that single verbs can be forbidden.
 #![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null, and metadata is an object")]
 
 pub mod cluster;
@@ -21,6 +21,8 @@ mod patch;
 mod render;
 mod request;
 mod rest;
+pub mod roles;
+mod rules;
 mod schema;
 mod selector;
 mod server;
@@ -229,6 +231,18 @@ impl ApiServer {
         self.shared.wake_watches();
         done
     }
+}
+
+/// What the API server would keep of `object`, which is of the kind that `crd` defines.
+///
+/// # Errors
+/// Its words when it refuses the object.
+pub fn kept(crd: &Value, object: &Value) -> Result<Value> {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let kind = kind::of_crd(crd)?.into_iter().find(|kind| kind.api_version() == version);
+    let mut object = object.clone();
+    schema::enforce(&kind.context("of another version")?, &mut object).map_err(|failure| anyhow!(failure.message))?;
+    Ok(object)
 }
 
 impl Drop for ApiServer {

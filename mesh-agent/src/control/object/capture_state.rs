@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -34,18 +35,24 @@ struct Raw {
     spec: Spec,
 }
 
-#[derive(Debug, Deserialize)]
-struct Spec {
+/// Written by each agent: the pods of its node that are captured.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct Spec {
+    /// The agent's node: an entry counts only for a pod of it.
     node: String,
+    /// They are reached by mTLS or not at all.
     pods: Vec<RawPod>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, JsonSchema, Serialize)]
 struct RawPod {
+    /// The pod's uid.
     uid: String,
     /// `namespace/name`, for the reader.
     name: String,
+    /// Counts how often the pod was captured anew.
     generation: u64,
+    /// The tunnels that its agent takes.
     wire: Vec<String>,
 }
 

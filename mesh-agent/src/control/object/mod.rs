@@ -5,7 +5,9 @@
 //! it targets (design §5). An object is judged alone here; what needs two of them is [`super::compile`]'s.
 
 mod authorization;
+mod authorization_fields;
 mod capture_state;
+mod crd;
 mod decode;
 mod grant;
 mod meta;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub(super) use self::capture_state::{CaptureState, to_value as capture_state};
+pub(super) use self::crd::all as crds;
 pub(super) use self::decode::Mistake;
 pub(super) use self::meta::{
     EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, MODE_LABEL, Mode, key, withhold_netns,
@@ -152,7 +155,7 @@ impl Kind {
         matches!(self.api().0, "" | "discovery.k8s.io")
     }
 
-    fn is_namespaced(self) -> bool {
+    pub(super) fn is_namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Node | Self::CaptureState)
     }
 }

@@ -20,10 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::authorization::present;
+use super::authorization_fields::present;
 use super::decode::{Mistake, decode};
 use super::selector::RawSelector;
 use super::{Key, meta, whole};
@@ -101,35 +102,54 @@ struct Raw {
     _status: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+/// Whether pods accept plaintext, and what they may send out of the mesh.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "has(self.mode) || (has(self.ports) && size(self.ports) > 0) || has(self.egress) || \
+              (has(self.guard) && self.guard)",
+     "message": "neither mode, ports, egress nor guard: it says nothing"},
+    {"rule": "!has(self.ports) || self.ports.all(port, port.matches('^[1-9][0-9]{0,4}$') && int(port) <= 65535)",
+     "message": "ports are named by number, 1 to 65535"},
+]))]
+pub(super) struct Spec {
+    /// Of every port that is not named; absent: says nothing about them.
     #[serde(default, deserialize_with = "present")]
     mode: Option<RawMode>,
+    /// By port number.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = 256))]
     ports: BTreeMap<String, RawPort>,
+    /// The pods that it is for; absent: every pod of the namespace, and of the mesh in mesh-agent-system.
     #[serde(default, deserialize_with = "present")]
     selector: Option<RawSelector>,
+    /// Pods may leave by label or annotation although this is Strict.
     #[serde(default)]
     allow_opt_out: bool,
+    /// What becomes of what is not in the mesh; absent: says nothing.
     #[serde(default, deserialize_with = "present")]
     egress: Option<RawEgress>,
+    /// `all`, or a list of ports: no UDP comes in there. Only with `mode: Strict`.
     #[serde(default, deserialize_with = "present")]
     udp: Option<Value>,
+    /// What is no socket's is refused at the pod's veth.
     #[serde(default)]
     guard: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct RawEgress {
+    /// What becomes of what is not in the mesh.
     default: RawDefault,
+    /// Pods may exclude destinations or leave, although this refuses.
     #[serde(default)]
     allow_opt_out: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(extend("enum" = ["allow", "Allow", "refuse", "Refuse"]))]
 enum RawDefault {
     #[serde(alias = "Allow")]
     Allow,
@@ -137,12 +157,14 @@ enum RawDefault {
     Refuse,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct RawPort {
+    /// Of this port.
     mode: RawMode,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[schemars(extend("enum" = ["Strict", "STRICT", "Permissive", "PERMISSIVE"]))]
 enum RawMode {
     #[serde(alias = "STRICT")]
     Strict,

@@ -10,26 +10,44 @@
 //!
 //! A list that is there and empty is a mistake: it would match nothing, which opens a DENY.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::authorization::present;
+use super::authorization_fields::present;
 use super::decode::Mistake;
 use super::route::{self, RawNamed, RawPath};
 use crate::model::policy::{HostMatch, RequestMatch};
 use crate::model::route::PathMatch;
 use crate::policy::request::canonical;
 
-#[derive(Debug, Deserialize)]
+/// What a rule asks of a request.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.methods) || has(self.paths) || has(self.hosts) || has(self.headers)",
+    "message": "asks for nothing: leave it out for every connection",
+}]))]
 pub(super) struct RawRequests {
+    /// One of these methods, in upper case.
     #[serde(default, deserialize_with = "present")]
+    #[schemars(length(min = 1, max = 64), inner(length(max = 64), regex(pattern = METHOD)))]
     methods: Option<Vec<String>>,
+    /// One of these paths, compared in canonical form.
     #[serde(default, deserialize_with = "present")]
+    #[schemars(length(min = 1, max = 64))]
     paths: Option<Vec<RawPath>>,
+    /// One of these hosts; `*.` stands for one label or more.
     #[serde(default, deserialize_with = "present")]
+    #[schemars(length(min = 1, max = 64), inner(length(max = 255), regex(pattern = HOST)))]
     hosts: Option<Vec<String>>,
+    /// All of these headers.
     #[serde(default, deserialize_with = "present")]
+    #[schemars(length(min = 1, max = 16))]
     headers: Option<Vec<RawNamed>>,
 }
+
+/// Tokens of RFC 9110 without lower case.
+const METHOD: &str = "^[A-Z0-9!#$%&'*+.^_`|~-]+$";
+const HOST: &str = r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$";
 
 pub(super) fn check(field: &str, raw: RawRequests) -> Result<RequestMatch, Mistake> {
     let RawRequests { methods, paths, hosts, headers } = raw;

@@ -2,29 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::decode::Mistake;
 use crate::model::selector::{LabelSelector, Operator, Requirement};
 
-#[derive(Debug, Default, Deserialize)]
+/// A label selector; empty: every pod.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RawSelector {
+    /// Labels with their values.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = 64))]
     match_labels: BTreeMap<String, String>,
+    /// Requirements, all of which hold.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     match_expressions: Vec<RawRequirement>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+    "message": "In and NotIn need values, Exists and DoesNotExist take none",
+}]))]
 struct RawRequirement {
+    /// The label's name.
     key: String,
+    /// How its value is compared.
     operator: RawOperator,
+    /// With In and NotIn.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     values: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 enum RawOperator {
     In,
     NotIn,

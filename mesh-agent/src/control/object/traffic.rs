@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -60,34 +61,56 @@ struct Raw {
     _status: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+/// How requests to a Service are spread, sent again and kept from endpoints that fail.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
+pub(super) struct Spec {
+    /// Services of the policy's namespace.
+    #[schemars(with = "Vec<RawTarget>", length(min = 1, max = 16))]
     target_refs: Vec<Value>,
+    /// Absent: PeakEWMA.
+    #[schemars(with = "Option<RawBalancer>")]
     load_balancer: Option<Value>,
+    /// When an endpoint that fails is left alone; absent: never.
+    #[schemars(with = "Option<RawOutlier>")]
     outlier_detection: Option<Value>,
+    /// How many requests may be sent again.
+    #[schemars(with = "Option<RawConstraint>")]
     retry_constraint: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct RawTarget {
+    /// Absent or empty.
     #[serde(default)]
+    #[schemars(extend("enum" = [""]))]
     group: String,
+    /// Only `Service`.
+    #[schemars(extend("enum" = ["Service"]))]
     kind: String,
+    /// The Service's name.
+    #[schemars(length(min = 1, max = 253))]
     name: String,
+    /// The name of one port; absent: every port.
     section_name: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(self.type == 'ConsistentHash') == has(self.consistentHash)",
+    "message": "consistentHash belongs to type ConsistentHash, which needs it",
+}]))]
 struct RawBalancer {
+    /// How an endpoint is chosen.
     #[serde(rename = "type")]
     kind: RawBalancing,
+    /// What of a request is hashed.
     consistent_hash: Option<RawHash>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 enum RawBalancing {
     #[serde(rename = "PeakEWMA")]
     PeakEwma,
@@ -96,15 +119,22 @@ enum RawBalancing {
     ConsistentHash,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.type != 'Header' || has(self.header)", "message": "type Header needs header"},
+    {"rule": "self.type != 'Cookie' || has(self.cookie)", "message": "type Cookie needs cookie"},
+]))]
 struct RawHash {
+    /// What of a request is hashed.
     #[serde(rename = "type")]
     kind: RawKey,
+    /// A header.
     header: Option<RawName>,
+    /// A cookie.
     cookie: Option<RawName>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 enum RawKey {
     Header,
     Cookie,
@@ -112,39 +142,67 @@ enum RawKey {
     SourceIp,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct RawName {
+    /// Its name.
+    #[schemars(length(max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     name: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct RawConstraint {
+    /// A share of the requests.
     budget: Option<RawBudget>,
+    /// What may be sent again in any case.
     min_retry_rate: Option<RawRate>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct RawBudget {
+    /// Of the requests within the interval.
+    #[schemars(range(max = 100))]
     percent: Option<u32>,
+    /// From 100ms to 1h.
+    #[schemars(with = "Option<Time>")]
     interval: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct RawRate {
+    /// Requests within the interval.
+    #[schemars(range(max = 1_000_000))]
     count: Option<u32>,
+    /// From 100ms to 1h.
+    #[schemars(with = "Option<Time>")]
     interval: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct RawOutlier {
+    /// Answers of 500 and above in a row; absent: 5.
     #[serde(rename = "consecutive5xxErrors")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     consecutive: Option<u32>,
+    /// Twice as long each further time; absent: 30s.
+    #[schemars(with = "Option<Time>")]
     base_ejection_time: Option<String>,
+    /// Absent: 5m.
+    #[schemars(with = "Option<Time>")]
     max_ejection_time: Option<String>,
+    /// Where fewer endpoints are left all are used; absent: 50.
+    #[schemars(range(max = 100))]
     min_health_percent: Option<u32>,
 }
+
+/// For the schema alone: what [`time`] reads.
+#[derive(JsonSchema)]
+#[schemars(extend("pattern" = "^([0-9]{1,5}(h|m|s|ms)){1,4}$", "maxLength" = 32, "x-kubernetes-validations" = [{
+    "rule": "duration(self) >= duration('100ms') && duration(self) <= duration('1h')",
+    "message": "a duration from 100ms to 1h, such as 10s or 1m30s",
+}]))]
+struct Time(#[expect(dead_code, reason = "the schema of a text")] String);
 
 /// Reads a `TrafficPolicy`; adds what does not work of it to `mistakes`.
 pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<TrafficPolicy, Mistake> {

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use http::{Method, StatusCode};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -13,6 +14,13 @@ use std::time::Duration;
 
 const MAX_QUERY: usize = 16;
 const MAX_PATH_BYTES: usize = 1024;
+/// In CEL, what [`plain_path`] and `policy::request::canonical` refuse.
+const PLAIN: &str = r##"(has(self.type) && self.type == 'RegularExpression') || !has(self.value) ||
+self.value.matches("^/$|^(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+/?$")"##;
+const NO_DOTS: &str = r"(has(self.type) && self.type == 'RegularExpression') || !has(self.value) ||
+!self.value.matches('/([.]|%2[eE]){1,2}(;[^/]*)?(/|$)')";
+const NO_SLASHES: &str = "(has(self.type) && self.type == 'RegularExpression') || !has(self.value) ||
+!self.value.matches('%(2[fF]|5[cC]|00)')";
 /// Each retry is more load for what already fails.
 const DEFAULT_ATTEMPTS: u32 = 1;
 /// Enough for a restarting endpoint to leave the list, short against what a person notices.
@@ -39,14 +47,24 @@ struct RawMatch {
     method: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A path. The schema is that of a permission's in our own kinds, where there is no default for it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "has(self.value)", "message": "a value is needed"},
+    {"rule": PLAIN, "message": "the path must begin with / and have no empty segment and no character to be encoded"},
+    {"rule": NO_DOTS, "message": "the path can be read in several ways: a dot segment"},
+    {"rule": NO_SLASHES, "message": "the path can be read in several ways: an encoded slash, backslash or NUL"},
+]))]
 pub(in crate::control::object) struct RawPath {
+    /// How the path is compared; absent: PathPrefix.
     #[serde(rename = "type", default)]
     kind: RawPathType,
+    /// The path.
+    #[schemars(length(min = 1, max = MAX_PATH_BYTES))]
     pub(in crate::control::object) value: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq)]
 enum RawPathType {
     Exact,
     #[default]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use http::header::{HeaderName, HeaderValue};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Checked, MAX_MATCHES, at_most, wrong};
@@ -11,19 +12,27 @@ use crate::model::route::{HeaderMatch, Match, Pattern, TextMatch};
 const MAX_HEADERS: usize = 16;
 const MAX_VALUE_BYTES: usize = 4096;
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq)]
 pub(in crate::control::object) enum RawType {
     #[default]
     Exact,
     RegularExpression,
 }
 
-/// A header or query parameter.
-#[derive(Debug, Deserialize)]
+/// A header or query parameter. The schema is that of a header in our own kinds.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!self.name.matches('(?i)^host$')", "message": "use hosts: HTTP/2 has no such header",
+}]))]
 pub(in crate::control::object) struct RawNamed {
+    /// How the value is compared; absent: Exact.
     #[serde(rename = "type", default)]
     pub(super) kind: RawType,
+    /// Its name.
+    #[schemars(length(max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     pub(in crate::control::object) name: String,
+    /// Its value.
+    #[schemars(length(min = 1, max = MAX_VALUE_BYTES))]
     pub(super) value: String,
 }
 
