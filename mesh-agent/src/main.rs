@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use mesh_agent::agent;
 use mesh_agent::cli::{cni, log};
 use mesh_agent::config::{EXIT_USAGE, LogFormat, RunArgs, is_called_as_plugin};
@@ -23,6 +23,11 @@ enum Command {
     Run(Box<RunArgs>),
     #[command(flatten)]
     Other(mesh_agent::cli::Command),
+    /// Print what a shell needs to complete these commands.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
     /// Remove every program, map, rule and sysctl of an instance whose agent is gone.
     Uninstall {
         /// Name of the instance.
@@ -54,6 +59,10 @@ fn main() -> ExitCode {
             }
         },
         Command::Other(command) => command.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mesh-agent", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
         Command::Uninstall { instance, bpffs, cgroup } => {
             log::init(LogFormat::Text);
             finish(agent::remove_instance(instance, bpffs, cgroup))

@@ -5,12 +5,14 @@
 
 mod http;
 mod ready;
+mod report;
 mod request;
 mod socket;
 pub mod status;
 
 pub use http::serve as serve_metrics;
 pub use ready::{Condition, Readiness};
+pub use report::{LogAnswer, LogRequest, Report};
 pub use request::{EnrolAnswer, EnrolRequest, ExplainRequest, ReleaseRequest, Request};
 pub use socket::{SOCKET_NAME, ask, listen as private_socket, serve as serve_socket};
 

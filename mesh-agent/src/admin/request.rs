@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::report::LogRequest;
 use crate::explain::RequestQuestion;
 
 /// A question; each connection asks one.
@@ -19,6 +20,10 @@ pub enum Request {
     Enrol(EnrolRequest),
     /// A pod's sandbox is taken down: answered with `null`.
     Release(ReleaseRequest),
+    /// What is in the agent's own log, and a change of it: answered by a [`super::LogAnswer`].
+    Log(LogRequest),
+    /// What somebody needs who looks for a fault: answered by a [`super::Report`].
+    Report,
 }
 
 /// A sandbox, as the container runtime tells of it.

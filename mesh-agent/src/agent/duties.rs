@@ -14,7 +14,7 @@ use super::enrol::Enroller;
 use super::kernel_events::Scribe;
 use super::metrics::Board;
 use super::pods_thread::Order;
-use super::{explain, status};
+use super::{explain, report, status};
 use crate::admin::{self, AdminError, Readiness};
 use crate::capture::{Kernel, Kubelet};
 use crate::config::Config;
@@ -87,16 +87,22 @@ impl Duties {
         let status = status::source(&self.config, &self.board, &self.proxy);
         let explain = explain::source(&self.board, self.proxy.refused_ports());
         let (status, explain) = (Arc::new(status), Arc::new(explain));
-        let enroller = Arc::clone(&self.enroller);
+        let (enroller, config) = (Arc::clone(&self.enroller), Arc::new(self.config.clone()));
+        let registry = Arc::clone(&self.registry);
         let answer = move |request| {
             let (status, explain, enroller) = (Arc::clone(&status), Arc::clone(&explain), Arc::clone(&enroller));
+            let (config, registry) = (Arc::clone(&config), Arc::clone(&registry));
             async move {
                 match request {
                     admin::Request::Enrol(request) => serde_json::to_vec(&enroller.enrol(request).await),
                     admin::Request::Release(request) => serde_json::to_vec(&enroller.release(request).await),
+                    admin::Request::Log(request) => serde_json::to_vec(&report::log(&request)),
                     // These wait for whoever writes the kernel's maps.
                     admin::Request::Status => blocking(move || serde_json::to_vec(&status())).await,
                     admin::Request::Explain(request) => blocking(move || serde_json::to_vec(&explain(request))).await,
+                    admin::Request::Report => {
+                        blocking(move || serde_json::to_vec(&report::report(status(), &config, &registry))).await
+                    }
                 }
             }
         };

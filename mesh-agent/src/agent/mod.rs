@@ -13,6 +13,7 @@ mod metrics;
 mod pods;
 mod pods_thread;
 mod publication;
+mod report;
 mod source;
 mod stage;
 mod status;

@@ -1,21 +1,11 @@
-//! The process' own log, on stderr. (The access log is another thing, and goes to stdout.)
-
-use tracing_subscriber::EnvFilter;
+//! `--log-format`, and the log that it is of.
 
 use crate::config::LogFormat;
+use crate::telemetry::own_log;
 
-/// INFO and worse, without the Kubernetes client: it has an ERROR for each attempt of each watch while the API server
-/// is away, which the source says once.
-const DEFAULT: &str = "info,kube_client=off";
-
-/// Starts the log: `RUST_LOG` chooses what is in it, else INFO and worse. A second call changes nothing.
+/// Starts the process' own log, on stderr. A second call changes nothing.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
+    own_log::begin(format == LogFormat::Json);
 }
 
 /// Reads `--log-format`, for clap.

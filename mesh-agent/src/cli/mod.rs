@@ -1,9 +1,10 @@
-//! The subcommands for people: `ca`, `check`, `controller`, `crds`, `explain`, `status`. `run` is the agent itself and
-//! lives in `main`.
+//! The subcommands for people: `bugreport`, `ca`, `check`, `controller`, `crds`, `explain`, `logs`, `status`. `run` is the
+//! agent itself and lives in `main`.
 //!
 //! Each parses its arguments, does one thing with the rooms it needs, prints, and gives an exit code: 0 done,
 //! 1 not, 64 wrong arguments. Results go to stdout, everything else to stderr.
 
+mod bugreport;
 mod ca;
 mod check;
 pub mod cni;
@@ -11,6 +12,7 @@ mod controller;
 mod crds;
 mod explain;
 pub mod log;
+mod logs;
 mod status;
 
 use std::fmt::Display;
@@ -23,6 +25,8 @@ use crate::admin;
 /// What `mesh-agent` can do besides `run`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Put into one archive what somebody needs who looks for a fault, without secrets
+    Bugreport(bugreport::BugreportArgs),
     /// Hold the root of a mesh of several nodes and certify their workloads
     Ca(Box<ca::CaArgs>),
     /// Say whether this machine can run the agent, and what to do if not
@@ -35,6 +39,8 @@ pub enum Command {
     Crds,
     /// Say what becomes of a connection and why: lane, verdict, rule, and where it is enforced
     Explain(explain::ExplainArgs),
+    /// Show or change what is in the log of the agent on this node
+    Logs(logs::LogsArgs),
     /// Show pods, identities, peers and problems of the agent on this node
     Status(status::StatusArgs),
 }
@@ -44,12 +50,14 @@ impl Command {
     #[must_use]
     pub fn run(self) -> ExitCode {
         match self {
+            Self::Bugreport(args) => bugreport::run(&args),
             Self::Ca(args) => ca::run(*args),
             Self::Check(args) => check::run(&args),
             Self::Cni(args) => cni::run(args),
             Self::Controller(args) => controller::run(args),
             Self::Crds => crds::run(),
             Self::Explain(args) => explain::run(args),
+            Self::Logs(args) => logs::run(args),
             Self::Status(args) => status::run(&args),
         }
     }

@@ -7,6 +7,7 @@ pub mod access_log;
 mod ca;
 pub mod labels;
 pub mod metrics;
+pub mod own_log;
 pub mod record;
 pub mod request;
 mod request_line;

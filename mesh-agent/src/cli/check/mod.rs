@@ -7,7 +7,7 @@ mod judge;
 mod machine;
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -68,6 +68,12 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
         print(&render(&findings));
     }
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The findings of a check with the usual places, as JSON.
+pub(super) fn report() -> String {
+    let findings = judge::all(&Machine::here(), Path::new("/sys/fs/bpf"), None);
+    serde_json::to_string_pretty(&serde_json::json!({ "findings": findings })).unwrap_or_else(|error| error.to_string())
 }
 
 fn render(findings: &[Finding]) -> String {

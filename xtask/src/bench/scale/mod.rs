@@ -56,8 +56,9 @@ pub fn measure(quick: bool, seconds: u32) -> Result<Report> {
     let mut stage = Stage { size, api, client, server, mesh, _echo: echo };
     stage.flip(true)?;
     facts.extend(stage.start()?);
-    facts.extend(stage.changes()?);
-    facts.extend(stage.churn(seconds.max(10))?);
+    let puppet = Puppet::new(&stage.client)?;
+    facts.extend(stage.changes(&puppet)?);
+    facts.extend(stage.churn(&puppet, seconds.max(10))?);
     Ok(Report { comparisons: Vec::new(), facts, remarks })
 }
 
@@ -134,16 +135,15 @@ impl Stage {
         Ok(began.elapsed().as_secs_f64() * 1e3)
     }
 
-    fn changes(&self) -> Result<Vec<Fact>> {
+    fn changes(&self, puppet: &Puppet) -> Result<Vec<Fact>> {
         eprintln!("one change at a time");
-        let puppet = Puppet::new(&self.client)?;
-        self.flip_and_wait(&puppet, false)?;
+        self.flip_and_wait(puppet, false)?;
         self.at_rest()?;
         let before = self.mesh.agent(Side::A)?.process().cpu()?;
         let mut took = Vec::new();
         for round in 0..FLIPS {
             interrupt::check()?;
-            took.push(self.flip_and_wait(&puppet, round % 2 == 0)?);
+            took.push(self.flip_and_wait(puppet, round % 2 == 0)?);
             self.at_rest()?;
         }
         let cpu = (self.mesh.agent(Side::A)?.process().cpu()? - before).as_secs_f64() * 1e3 / FLIPS as f64;
@@ -163,11 +163,10 @@ impl Stage {
     }
 
     /// Changes of endpoints all over the cluster, at a steady rate.
-    fn churn(&self, seconds: u32) -> Result<Vec<Fact>> {
+    fn churn(&self, puppet: &Puppet, seconds: u32) -> Result<Vec<Fact>> {
         eprintln!("{RATE} changes a second for {seconds} s");
-        let puppet = Puppet::new(&self.client)?;
         let process = self.mesh.agent(Side::A)?.process();
-        self.flip_and_wait(&puppet, true)?;
+        self.flip_and_wait(puppet, true)?;
         self.at_rest()?;
         let (began, before) = (Instant::now(), process.cpu()?);
         let every = Duration::from_secs(1) / RATE;
@@ -180,7 +179,7 @@ impl Stage {
             let ready = (at as usize / self.size.services) % 2 == 1;
             self.api.put_object(cluster::slice(service, &self.size, ready))?;
             if at % RATE == RATE / 2 {
-                lags.push(self.flip_and_wait(&puppet, (at / RATE) % 2 == 1)?);
+                lags.push(self.flip_and_wait(puppet, (at / RATE) % 2 == 1)?);
             }
             while began.elapsed() < every * at {
                 std::hint::spin_loop();
