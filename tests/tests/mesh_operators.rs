@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::agent::METRICS;
 use mesh_tests::http;
-use mesh_tests::mesh::{IN_FORCE_WITHIN, scenario};
+use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, scenario};
 use mesh_tests::pod::is_refused;
 use mesh_tests::programs;
 use mesh_tests::topology::Side;
@@ -125,4 +125,86 @@ fn check_says_what_it_looked_at_and_what_to_do() -> Result<()> {
         ensure!(!well && said.contains("mount -t bpf"), "{said}");
         Ok(())
     })
+}
+
+/// What a subcommand for the agent of node A prints, and whether it has succeeded.
+fn command(mesh: &Mesh, words: &[&str]) -> Result<(bool, String)> {
+    let mut command = Command::new(programs::agent()?);
+    let output = command.args(words).arg("--state-dir").arg(mesh.agent(Side::A)?.state()).output()?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+}
+
+#[test]
+fn the_log_of_a_running_agent_says_more_for_a_while() -> Result<()> {
+    scenario(|mesh| {
+        mesh.shop()?;
+        let debug = |mesh: &Mesh| Ok::<_, anyhow::Error>(mesh.agent(Side::A)?.log().matches("DEBUG").count());
+        ensure!(debug(mesh)? == 0, "{}", mesh.agent(Side::A)?.log());
+        let (well, before) = command(mesh, &["logs", "level"])?;
+        ensure!(well && before.starts_with("info"), "{before}");
+        let (well, said) = command(mesh, &["logs", "level", "nonsense=loud"])?;
+        ensure!(!well && said.contains("nonsense=loud") && said.contains("TARGET=LEVEL"), "{said}");
+        let (well, said) = command(mesh, &["logs", "level", "mesh_agent=debug", "--seconds", "1"])?;
+        ensure!(well && said.starts_with("mesh_agent=debug (started with info"), "{said}");
+        wait::until("it is as it was given again", IN_FORCE_WITHIN, || {
+            let (_, now) = command(mesh, &["logs", "level"])?;
+            wait::holds(now == before, || now.clone())
+        })?;
+        let (well, recent) = command(mesh, &["logs", "recent"])?;
+        ensure!(well && recent.contains("mesh-agent is up") && recent.contains("as it was given again"), "{recent}");
+        // Told at INFO: what nobody asked for any more is not written.
+        let (well, said) = command(mesh, &["logs", "level", "error", "--seconds", "0"])?;
+        ensure!(well && said.starts_with("error"), "{said}");
+        let written = mesh.agent(Side::A)?.log().lines().count();
+        mesh.objects().put_namespace("shop", false)?;
+        wait::until("a pod leaves", IN_FORCE_WITHIN, || {
+            let status = mesh.agent(Side::A)?.status(mesh.node(Side::A))?;
+            wait::holds(status["pods"][0]["stage"] != "captured", || status.to_string())
+        })?;
+        let log = mesh.agent(Side::A)?.log();
+        ensure!(log.lines().count() == written, "{log}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_bugreport_has_what_is_needed_and_no_secret() -> Result<()> {
+    scenario(|mesh| {
+        mesh.shop()?;
+        let folder = mesh.node(Side::A).folder().join("report");
+        std::fs::create_dir_all(&folder)?;
+        let archive = folder.join("r.tar");
+        let path = archive.to_str().context("a path")?;
+        let (well, said) = command(mesh, &["bugreport", "--output", path])?;
+        ensure!(well && said.contains("status.json") && said.contains("metrics.txt"), "{said}");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&archive)?.permissions());
+        ensure!(mode & 0o777 == 0o600, "{mode:o}");
+        let unpacked = Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(&archive).status()?;
+        ensure!(unpacked.success(), "tar cannot read it");
+        let part = |name: &str| std::fs::read_to_string(folder.join("mesh-agent-bugreport").join(name));
+        ensure!(part("status.json")?.contains("\"captured\""), "{}", part("status.json")?);
+        ensure!(part("metrics.txt")?.contains("mesh_pods"), "{}", part("metrics.txt")?);
+        ensure!(part("log.txt")?.contains("mesh-agent is up"), "{}", part("log.txt")?);
+        ensure!(part("options.txt")?.contains("node-a") && part("check.json")?.contains("findings"), "parts");
+        let all = String::from_utf8_lossy(&std::fs::read(&archive)?).into_owned();
+        let secrets = std::fs::read_dir(mesh.agent(Side::A)?.state())?.filter_map(|entry| {
+            let text = std::fs::read_to_string(entry.ok()?.path()).ok()?;
+            text.lines().find(|line| line.len() > 40 && !line.contains("-----")).map(str::to_owned)
+        });
+        let secrets: Vec<String> = secrets.collect();
+        ensure!(!secrets.is_empty() && !secrets.iter().any(|line| all.contains(line)), "a key is in the report");
+        ensure!(!all.contains("PRIVATE KEY"), "a key is in the report");
+        Ok(())
+    })
+}
+
+#[test]
+fn shells_learn_the_commands() -> Result<()> {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = Command::new(programs::agent()?).args(["completions", shell]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success() && text.contains("bugreport") && text.contains("state-dir"), "{text}");
+    }
+    Ok(())
 }
