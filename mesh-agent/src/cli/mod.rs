@@ -1,5 +1,5 @@
-//! The subcommands for people: `bugreport`, `ca`, `check`, `controller`, `crds`, `explain`, `logs`, `status`. `run` is the
-//! agent itself and lives in `main`.
+//! The subcommands for people: `bugreport`, `ca`, `check`, `controller`, `crds`, `explain`, `logs`, `status`. `run` is
+//! the agent itself and lives in `main`.
 //!
 //! Each parses its arguments, does one thing with the rooms it needs, prints, and gives an exit code: 0 done,
 //! 1 not, 64 wrong arguments. Results go to stdout, everything else to stderr.

@@ -254,6 +254,12 @@ impl RunArgs {
     }
 }
 
+/// What is to be in the process' own log, in the words of `RUST_LOG`.
+#[must_use]
+pub fn log_filter() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
+}
+
 /// One thread for each CPU: a proxy that needs more than four has a node to itself and says so.
 fn automatic_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4)

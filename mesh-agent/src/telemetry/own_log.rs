@@ -46,10 +46,9 @@ struct Newest {
     bytes: usize,
 }
 
-/// Begins the log: `RUST_LOG` chooses what is in it, else INFO and worse. A second call changes nothing.
-pub fn begin(json: bool) {
-    let given = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| EnvFilter::try_new(text).is_ok());
-    let given = given.unwrap_or_else(|| DEFAULT.to_owned());
+/// Begins the log: `filter` chooses what is in it, else INFO and worse. A second call changes nothing.
+pub fn begin(json: bool, filter: Option<String>) {
+    let given = filter.filter(|text| EnvFilter::try_new(text).is_ok()).unwrap_or_else(|| DEFAULT.to_owned());
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&given));
     let apply = Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
     let level = Mutex::new(Level { present: given.clone(), given, turn: 0 });
