@@ -155,19 +155,18 @@ fn an_authority_that_is_away_for_a_while_is_not_missed() -> Result<()> {
     scenario(|mesh| {
         mesh.expect_complaint("certificate not renewed; the old one keeps serving");
         let mut busy = Busy::open(mesh, LIFE_OF_OUTAGE, rounds())?;
-        let outage = rounds() / 2;
-        for round in 0..rounds() {
-            if round + 2 == outage {
-                Side::BOTH.into_iter().try_for_each(|side| busy.shop.ca.kill(side))?;
-            }
+        busy.round()?;
+        Side::BOTH.into_iter().try_for_each(|side| busy.shop.ca.kill(side))?;
+        // Until a renewal has fallen into the outage.
+        while !mesh.agent(Side::A)?.log().contains("the old one keeps serving") {
+            busy.round().context("no renewal fell into the outage")?;
+        }
+        let options = [&MAKES_ROOT[..], &["--max-ttl-seconds", LIFE_OF_OUTAGE]].concat();
+        for side in Side::BOTH {
+            busy.shop.ca.start(mesh.node(side), &options)?;
+        }
+        while busy.done < rounds() {
             busy.round()?;
-            if round + 1 == outage {
-                for side in Side::BOTH {
-                    busy.shop
-                        .ca
-                        .start(mesh.node(side), &[&MAKES_ROOT[..], &["--max-ttl-seconds", LIFE_OF_OUTAGE]].concat())?;
-                }
-            }
         }
         renewed(mesh)?;
         busy.end(mesh)
