@@ -20,6 +20,15 @@ const BPF_OBJ_GET: libc::c_long = 7;
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
+/// The kernel's own number of the first cgroup namespace (proc_ns.h, PROC_CGROUP_INIT_INO).
+const INITIAL_CGROUP_NAMESPACE: u64 = 0xefff_fffb;
+/// Of `fsopen(2)`.
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+/// Of `fsconfig(2)`.
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+/// Of `fsmount(2)`.
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+
 /// Of `membarrier(2)`.
 const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
 /// Of `membarrier(2)`: returns after a grace period of RCU.
@@ -36,6 +45,53 @@ pub fn remember_home_netns() -> io::Result<()> {
     let home = File::open("/proc/self/ns/net")?;
     let _ = HOME_NETNS.set(home);
     Ok(())
+}
+
+/// Enters the cgroup namespace of process 1, if this process is in one of its own: in a container on cgroup v2 it is, and
+/// there /proc shows the cgroups of other pods by paths that lead upwards out of its own. Whether it was in another.
+///
+/// For the calling thread and those that it makes later: called first in `main`.
+///
+/// # Errors
+/// When process 1 may not be looked at (CAP_SYS_PTRACE), or its namespace not be entered (CAP_SYS_ADMIN).
+pub fn enter_cgroup_namespace_of_init() -> io::Result<bool> {
+    let own = namespace_inode(&File::open("/proc/self/ns/cgroup")?)?;
+    if own == INITIAL_CGROUP_NAMESPACE {
+        return Ok(false);
+    }
+    let there = File::open("/proc/1/ns/cgroup")?;
+    if namespace_inode(&there)? == own {
+        return Ok(false);
+    }
+    setns(there, CloneFlags::CLONE_NEWCGROUP)?;
+    Ok(true)
+}
+
+/// The root of a procfs of our own, mounted nowhere: the runtime of a container makes /proc/sys read-only, and not this.
+/// Where it can be reached by a path: `/proc/self/fd/N`.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN, or where a seccomp profile forbids fsopen(2).
+pub fn private_procfs() -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string that lives for ever.
+    let context = descriptor(unsafe { libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither key nor value.
+    let made =
+        unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, none, none, 0_i32) };
+    if made < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointer is involved.
+    descriptor(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0_u32) })
+}
+
+fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
+    match libc::c_int::try_from(returned) {
+        // SAFETY: only called with what a system call has just returned that gives a new descriptor.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Runs `f` with the calling thread in `netns`, then brings the thread back.

@@ -67,6 +67,9 @@ const CONTROL_THREADS: usize = 2;
 /// What keeps it from starting, with the way out; a failed drain is logged, not an error.
 pub fn run(config: Config) -> Result<()> {
     sys::remember_home_netns().context("/proc is needed")?;
+    sys::enter_cgroup_namespace_of_init().context(
+        "the node's cgroup namespace, which is that of process 1: a container needs hostPID and CAP_SYS_PTRACE",
+    )?;
     sys::set_undumpable().context("PR_SET_DUMPABLE")?;
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.state_dir)

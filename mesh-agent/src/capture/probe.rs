@@ -59,6 +59,18 @@ pub fn load_programs() -> Result<(), CaptureError> {
     Ok(())
 }
 
+/// Whether sysctls can be written below /proc/sys; if not, whether in a procfs of our own. Opens, writes nothing.
+///
+/// # Errors
+/// Why in neither.
+pub fn sysctls() -> io::Result<bool> {
+    match std::fs::File::options().write(true).open("/proc/sys/net/ipv4/tcp_fwmark_accept") {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => sys::private_procfs().map(|_| false),
+        // Whether this user may write it is for the capabilities to say.
+        _ => Ok(true),
+    }
+}
+
 /// What sock_diag(7) does with TCP sockets here: re-checking connections and looking after records stand on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketControl {
@@ -124,9 +136,11 @@ pub fn socket_control_at_start() -> SocketControl {
 }
 
 /// Capabilities that the agent cannot do without, with their numbers (capabilities(7)).
-const NEEDED: [(&str, u32); 3] = [
+const NEEDED: [(&str, u32); 4] = [
     // Routes and rules inside pods, transparent sockets, marks.
     ("CAP_NET_ADMIN", 12),
+    // Which processes are in a pod's network namespace, and in which cgroup: without it none would be seen.
+    ("CAP_SYS_PTRACE", 19),
     // setns(2).
     ("CAP_SYS_ADMIN", 21),
     // Programs and maps.

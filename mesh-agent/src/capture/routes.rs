@@ -6,6 +6,9 @@
 //! everything is local. The mark is matched in all 32 bits: an application that happens to mark its own
 //! packets is not caught, short of choosing the same value.
 
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
 use std::{fs, io};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -15,6 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::netlink::request;
+use crate::sys;
 
 /// The mark on delivery sockets ("MESH").
 pub(super) const MARK: u32 = 0x4d45_5348;
@@ -23,8 +27,7 @@ const TABLE: u32 = MARK;
 /// Before the main table (32766), after the local one (0).
 const PRIORITY: u32 = 19_600;
 /// Accepted sockets inherit the mark (both families); answers of no socket (a closed port's RST) reflect it.
-const SYSCTLS: [&str; 3] =
-    ["/proc/sys/net/ipv4/tcp_fwmark_accept", "/proc/sys/net/ipv4/fwmark_reflect", "/proc/sys/net/ipv6/fwmark_reflect"];
+const SYSCTLS: [&str; 3] = ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"];
 const LOOPBACK_IFINDEX: u32 = 1;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
@@ -70,13 +73,33 @@ pub(super) fn remove() -> io::Result<()> {
 
 fn write_sysctls(value: &str) -> io::Result<()> {
     for path in SYSCTLS {
-        match fs::write(path, value) {
+        match write_sysctl(path, value) {
             // A kernel without IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.contains("ipv6") => {}
             other => other?,
         }
     }
     Ok(())
+}
+
+/// In a container /proc/sys is read-only; whose sysctls it shows is the calling thread's affair, not the mount's.
+fn write_sysctl(path: &str, value: &str) -> io::Result<()> {
+    match fs::write(Path::new("/proc/sys").join(path), value) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            let root = format!("/proc/self/fd/{}/sys", own_procfs()?.as_raw_fd());
+            fs::write(Path::new(&root).join(path), value)
+        }
+        other => other,
+    }
+}
+
+fn own_procfs() -> io::Result<&'static OwnedFd> {
+    static OWN: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
+    let own = sys::private_procfs()?;
+    Ok(OWN.get_or_init(|| own))
 }
 
 fn tolerate(result: io::Result<()>, errno: i32) -> io::Result<()> {

@@ -20,7 +20,7 @@ struct Capability {
 
 const CAP_SYS_ADMIN: u32 = 21;
 /// What the agent needs beyond root's uid; each with the call that needs it.
-const CAPABILITIES: [Capability; 5] = [
+const CAPABILITIES: [Capability; 6] = [
     Capability {
         name: "CAP_SYS_ADMIN",
         bit: CAP_SYS_ADMIN,
@@ -33,6 +33,12 @@ const CAPABILITIES: [Capability; 5] = [
         bit: 12,
         without: None,
         purpose: "attaching network programs, IP_TRANSPARENT and SO_MARK of delivery sockets, rules in the pods",
+    },
+    Capability {
+        name: "CAP_SYS_PTRACE",
+        bit: 19,
+        without: None,
+        purpose: "finding the pods' processes, network namespaces and cgroups below /proc",
     },
     Capability {
         name: "CAP_PERFMON",
@@ -53,6 +59,8 @@ pub(super) fn all(machine: &Machine, bpffs: &Path, cgroup: Option<&Path>) -> Vec
     let mut findings = vec![programs(machine), kernel(machine), cgroups(machine, cgroup), btf(machine)];
     findings.push(bpf_filesystem(machine, bpffs));
     findings.extend(CAPABILITIES.iter().map(|capability| held(machine, capability)));
+    findings.push(cgroup_namespace(machine));
+    findings.push(sysctls(machine));
     findings.push(verifier(machine));
     findings.push(jit(machine));
     findings.push(ending(machine));
@@ -185,6 +193,31 @@ fn held(machine: &Machine, capability: &Capability) -> Finding {
         (false, false, Some(without)) => warn(name, "not held", purpose, without),
         (false, false, None) => {
             bad(name, "not held", purpose, "run as root, or add it to the container's securityContext.capabilities")
+        }
+    }
+}
+
+/// A container has one of its own; in it every pod's cgroup seems to be outside of the attach point.
+fn cgroup_namespace(machine: &Machine) -> Finding {
+    let purpose = "seeing in which cgroup a pod's processes are";
+    match &machine.cgroup_namespace {
+        Ok(false) => ok("cgroup-namespace", "the node's", purpose),
+        Ok(true) => ok("cgroup-namespace", "the container's own; the agent enters that of process 1", purpose),
+        Err(reason) => {
+            let found = format!("the container's own, and that of process 1 cannot be entered: {reason}");
+            bad("cgroup-namespace", found, purpose, "give the pod hostPID: true and CAP_SYS_PTRACE")
+        }
+    }
+}
+
+fn sysctls(machine: &Machine) -> Finding {
+    let purpose = "sysctls of a pod's network namespace, by which answers find their way back to the client's address";
+    match &machine.sysctls {
+        Ok(true) => ok("sysctls", "/proc/sys can be written", purpose),
+        Ok(false) => ok("sysctls", "/proc/sys is read-only; a procfs of the agent's own can be written", purpose),
+        Err(reason) => {
+            let found = format!("/proc/sys is read-only, and a procfs of its own is refused: {reason}");
+            bad("sysctls", found, purpose, "grant CAP_SYS_ADMIN, and a seccomp profile that lets fsopen(2) through")
         }
     }
 }

@@ -131,6 +131,7 @@ fn missing_privileges_are_named_one_by_one() {
             ("CAP_SYS_ADMIN", Verdict::Fail),
             ("CAP_BPF", Verdict::Fail),
             ("CAP_NET_ADMIN", Verdict::Fail),
+            ("CAP_SYS_PTRACE", Verdict::Fail),
             ("CAP_PERFMON", Verdict::Fail),
             ("CAP_SYS_RESOURCE", Verdict::Warn),
         ]
@@ -138,11 +139,23 @@ fn missing_privileges_are_named_one_by_one() {
     let mut rootless = Layout::default().machine();
     rootless.own_userns = true;
     let findings = not_ok(&rootless, None);
-    assert_eq!(findings.len(), 5);
+    assert_eq!(findings.len(), 6);
     assert!(findings.iter().all(|f| f.2.contains("user namespace")), "{findings:?}");
     // CAP_SYS_ADMIN and CAP_NET_ADMIN alone: the newer, smaller ones are included.
-    let older = Layout { capabilities: "0000000001201000", ..Layout::default() }.machine();
+    let older = Layout { capabilities: "0000000001281000", ..Layout::default() }.machine();
     assert_eq!(not_ok(&older, None), []);
+}
+
+#[test]
+fn what_a_container_lacks_is_named() {
+    let mut machine = Layout::default().machine();
+    machine.cgroup_namespace = Err("Permission denied".into());
+    check(&machine, "cgroup-namespace", Verdict::Fail, "hostPID: true");
+    machine.cgroup_namespace = Ok(true);
+    machine.sysctls = Ok(false);
+    assert_eq!(not_ok(&machine, None), []);
+    machine.sysctls = Err("Operation not permitted".into());
+    check(&machine, "sysctls", Verdict::Fail, "fsopen(2)");
 }
 
 #[test]

@@ -20,6 +20,10 @@ pub(super) struct Machine {
     pub(super) capabilities: Result<u64, String>,
     /// Whether this process is in a user namespace of its own, where capabilities count for nothing here.
     pub(super) own_userns: bool,
+    /// Whether the cgroup namespace was another than that of process 1, which was entered; why it cannot be.
+    pub(super) cgroup_namespace: Result<bool, String>,
+    /// Whether sysctls can be written where everybody does, else in a procfs of our own; why in neither.
+    pub(super) sysctls: Result<bool, String>,
     /// `net.core.bpf_jit_enable`.
     pub(super) jit: Option<String>,
     /// What the kernel does with sockets from outside; the reason when it does not say.
@@ -42,7 +46,11 @@ pub(super) struct Mount {
 impl Machine {
     /// This machine.
     pub(super) fn here() -> Self {
+        // First: what is read below depends on it.
+        let cgroup_namespace = sys::enter_cgroup_namespace_of_init().map_err(|e| e.to_string());
         let mut machine = Self::read(Path::new("/proc"), Path::new("/sys"));
+        machine.cgroup_namespace = cgroup_namespace;
+        machine.sysctls = probe::sysctls().map_err(|e| e.to_string());
         machine.socket_control = probe::socket_control().map_err(|e| e.to_string());
         machine.verifier = probe::load_programs().map_err(|e| e.to_string());
         machine.membarrier = sys::can_wait_for_readers();
@@ -59,6 +67,8 @@ impl Machine {
             btf_bytes: fs::metadata(sys.join("kernel/btf/vmlinux")).ok().map(|meta| meta.len()),
             capabilities: file(proc.join("self/status")).and_then(|text| effective_capabilities(&text)),
             own_userns: fs::read_to_string(proc.join("self/uid_map")).is_ok_and(|map| !is_identity(&map)),
+            cgroup_namespace: Ok(false),
+            sysctls: Ok(true),
             jit: fs::read_to_string(proc.join("sys/net/core/bpf_jit_enable")).ok().map(|text| text.trim().to_owned()),
             socket_control: Ok(SocketControl::Ends),
             membarrier: true,
