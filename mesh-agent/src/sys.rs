@@ -47,8 +47,8 @@ pub fn remember_home_netns() -> io::Result<()> {
     Ok(())
 }
 
-/// Enters the cgroup namespace of process 1, if this process is in one of its own: in a container on cgroup v2 it is, and
-/// there /proc shows the cgroups of other pods by paths that lead upwards out of its own. Whether it was in another.
+/// Enters the cgroup namespace of process 1, if this process is in one of its own: in a container on cgroup v2 it is.
+/// There /proc shows the cgroups of other pods by paths that lead upwards out of its own. Whether it was in another.
 ///
 /// For the calling thread and those that it makes later: called first in `main`.
 ///
@@ -67,7 +67,7 @@ pub fn enter_cgroup_namespace_of_init() -> io::Result<bool> {
     Ok(true)
 }
 
-/// The root of a procfs of our own, mounted nowhere: the runtime of a container makes /proc/sys read-only, and not this.
+/// The root of a procfs of our own, mounted nowhere: the runtime of a container makes /proc/sys read-only, not this.
 /// Where it can be reached by a path: `/proc/self/fd/N`.
 ///
 /// # Errors
