@@ -93,7 +93,7 @@ fn parse(args: &[String]) -> Result<Options> {
             "--only" => options.only = Some(value()?),
             "--native" => options.subject = Subject::Native,
             "--http" => options.subject = Subject::Http { rivals: true },
-            "--scale" => options.subject = Subject::Scale { quick: false },
+            "--scale" | "scale" => options.subject = Subject::Scale { quick: false },
             "--alone" => alone = true,
             "--quick" => {
                 (options.rounds, options.seconds) = (3, 1);
