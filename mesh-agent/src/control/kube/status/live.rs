@@ -49,6 +49,10 @@ pub(in crate::control::kube) fn has_status(kind: Kind) -> bool {
 }
 
 impl Sketch {
+    pub(super) fn resource_version(&self) -> &str {
+        &self.resource_version
+    }
+
     pub(in crate::control::kube) fn of(value: &Value) -> Self {
         let text = |at: &str| value.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
         Self {

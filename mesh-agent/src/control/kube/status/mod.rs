@@ -220,6 +220,8 @@ struct Work {
 impl Work {
     async fn run(mut self, mut told: mpsc::UnboundedReceiver<Told>, snapshots: Arc<SnapshotStore>) {
         let mut published = snapshots.watch();
+        // What was published before anybody looked counts too.
+        published.mark_changed();
         let mut writes: JoinSet<Ended> = JoinSet::new();
         let mut backoff = Backoff::default();
         let mut resume: Option<Instant> = None;
@@ -257,10 +259,6 @@ impl Work {
     fn take(&mut self, told: Told) {
         match told {
             Told::Is(live) => {
-                let newer = self.altered.get(&live.key).is_some_and(|version| *version != live.resource_version);
-                if newer {
-                    self.altered.remove(&live.key);
-                }
                 self.dirty.insert(live.key.clone());
                 self.objects.insert(live.key.clone(), *live);
             }
@@ -281,10 +279,10 @@ impl Work {
             && let Some(key) = self.dirty.pop_first()
         {
             let Some(live) = self.objects.get(&key).filter(|_| !self.writing.contains(&key)) else { continue };
-            let Desired::Write(field, value) = self.judged.desired(live, &now) else { continue };
-            if self.altered.contains_key(&key) {
+            if self.altered.get(&key) == Some(&live.resource_version) {
                 continue;
             }
+            let Desired::Write(field, value) = self.judged.desired(live, &now) else { continue };
             self.writing.insert(key);
             writes.spawn(patch(self.client.clone(), live.clone(), field, value));
         }
@@ -302,7 +300,7 @@ impl Work {
                 count(&self.counts.written);
                 let kept = value.pointer(&format!("/status/{field}")) == Some(&sent);
                 if !kept {
-                    self.counts.altered.fetch_add(1, Ordering::Relaxed);
+                    count(&self.counts.altered);
                     tracing::warn!(object = %key, field, "the API server does not keep the status: is its CRD older?");
                 }
                 self.written(&key, &against, kept, value);
@@ -333,16 +331,15 @@ impl Work {
     /// What the API server made of a write.
     fn written(&mut self, key: &Key, against: &str, kept: bool, value: Value) {
         self.dirty.insert(key.clone());
+        let sketch = Sketch::of(&value);
+        if !kept {
+            self.altered.insert(key.clone(), sketch.resource_version().to_owned());
+        }
         // The watch may have been faster, and know more.
         let Some(before) = self.objects.get(key).filter(|live| live.resource_version == against) else { return };
         let version = before.version;
-        let sketch = Sketch::of(&value);
         let (_, reading) = read(key.kind, version, value, false);
-        let live = Live::new(version, sketch, key, &reading);
-        if !kept {
-            self.altered.insert(key.clone(), live.resource_version.clone());
-        }
-        self.objects.insert(key.clone(), live);
+        self.objects.insert(key.clone(), Live::new(version, sketch, key, &reading));
     }
 }
 
