@@ -24,7 +24,7 @@ pub struct ControllerArgs {
     #[arg(long, env = "MESH_METRICS", default_value = "0.0.0.0:9090")]
     metrics: SocketAddr,
     /// Format of the log on stderr: `text` or `json`.
-    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text", value_parser = log::format)]
+    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
 

@@ -7,15 +7,3 @@ use crate::telemetry::own_log;
 pub fn init(format: LogFormat) {
     own_log::begin(format == LogFormat::Json, config::log_filter());
 }
-
-/// Reads `--log-format`, for clap.
-///
-/// # Errors
-/// The forms there are.
-pub(super) fn format(value: &str) -> Result<LogFormat, &'static str> {
-    match value {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("expected text or json"),
-    }
-}

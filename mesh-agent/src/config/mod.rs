@@ -157,6 +157,18 @@ pub enum LogFormat {
     Json,
 }
 
+impl FromStr for LogFormat {
+    type Err = &'static str;
+
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        match value {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json"),
+        }
+    }
+}
+
 /// Every mistake of a command line, one a line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
@@ -178,7 +190,10 @@ impl RunArgs {
         let metrics = keep(&mut errors, parse("--metrics", &self.metrics, "an address and port, like 0.0.0.0:9090"));
         let workers = keep(&mut errors, parse::<usize>("--workers", &self.workers, "a number, 0 for automatic"));
         let grace = keep(&mut errors, parse::<u64>("--grace-seconds", &self.grace_seconds, "whole seconds"));
-        let log_format = keep(&mut errors, parse_log_format(&self.log_format));
+        let log_format = keep(
+            &mut errors,
+            self.log_format.parse().map_err(|why| format!("--log-format `{}`: {why}", self.log_format)),
+        );
         let telemetry = self.telemetry.check(&mut errors);
         for (option, value) in [("--node", &self.node), ("--instance", &self.instance)] {
             if let Err(reason) = dns_label(value) {
@@ -300,14 +315,6 @@ fn parse_deny_errno(value: &str) -> Result<i32, String> {
         "refused" => Ok(nix::libc::ECONNREFUSED),
         "access" => Ok(nix::libc::EACCES),
         _ => Err(format!("--deny-errno `{value}`: expected refused or access")),
-    }
-}
-
-fn parse_log_format(value: &str) -> Result<LogFormat, String> {
-    match value {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err(format!("--log-format `{value}`: expected text or json")),
     }
 }
 

@@ -18,9 +18,11 @@ mod scale;
 mod stats;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_tests::{interrupt, leftovers, programs};
+use mesh_tests::process::Process;
+use mesh_tests::{interrupt, leftovers, programs, wait};
 
 use crate::{setup, shell};
 use path::{Path, Peer};
@@ -143,6 +145,16 @@ fn measure(options: &Options) -> Result<Report> {
         report.remark(format!("{} rounds prove little: a bar counts as met from 7 rounds on", options.rounds));
     }
     Ok(report)
+}
+
+/// Waits until `process` takes no more than `most` of processor time in `span`.
+fn at_rest(process: &Process, span: Duration, most: Duration, within: Duration) -> Result<()> {
+    wait::until("the agent is at rest", within, || {
+        let before = process.cpu()?;
+        wait::pause(span);
+        let used = process.cpu()? - before;
+        wait::holds(used <= most, || format!("{used:?} of processor time in {span:?}"))
+    })
 }
 
 /// A remark where the machine is not at rest. To be asked before anything is measured.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 
-use super::{fail, log, print};
+use super::{fail, print};
 use crate::config::{EXIT_USAGE, LogFormat, Source};
 use crate::identity::ca_server::{Account, JoinTokens, TOKEN_TTL_MAX, roots_pem};
 use crate::identity::{NodeName, SystemClock, WORKLOAD_TTL_MAX};
@@ -68,7 +68,7 @@ pub struct CaArgs {
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
     /// Format of the log on stderr: `text` or `json`.
-    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text", value_parser = log::format)]
+    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
 

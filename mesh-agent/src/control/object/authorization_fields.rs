@@ -4,7 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::requests::RawRequests;
 use super::selector::RawSelector;
@@ -100,13 +100,8 @@ pub(super) struct RawAttributes {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "(self.type == 'ServiceAccount') == has(self.serviceAccount)",
-     "message": "serviceAccount belongs to type ServiceAccount, which needs it"},
-    {"rule": "(self.type == 'SPIFFE') == has(self.spiffe)", "message": "spiffe belongs to type SPIFFE, which needs it"},
-    {"rule": "(self.type == 'Namespace') == has(self.namespace)",
-     "message": "namespace belongs to type Namespace, which needs it"},
-    {"rule": "(self.type == 'NotIdentity') == has(self.notIdentities)",
-     "message": "notIdentities belongs to type NotIdentity, which needs it"},
+    of_type("ServiceAccount", "serviceAccount"), of_type("SPIFFE", "spiffe"), of_type("Namespace", "namespace"),
+    of_type("NotIdentity", "notIdentities"),
     {"rule": "self.type != 'CIDR' || has(self.cidrs) || has(self.notCidrs)",
      "message": "type CIDR needs cidrs or notCidrs"},
 ]))]
@@ -138,6 +133,14 @@ pub(super) struct RawSource {
     pub(super) not_cidrs: Option<Vec<String>>,
 }
 
+/// For the schema alone: a source has `field` if it is of this type, and only then.
+fn of_type(kind: &str, field: &str) -> Value {
+    json!({
+        "rule": format!("(self.type == '{kind}') == has(self.{field})"),
+        "message": format!("{field} belongs to type {kind}, which needs it"),
+    })
+}
+
 /// The form of a workload's SPIFFE id: see [`crate::model::identity::Identity`].
 const SPIFFE: &str = "^spiffe://[a-z0-9._-]+/ns/[a-z0-9._-]+/sa/[a-z0-9._-]+$";
 
@@ -150,11 +153,7 @@ struct Cidr(#[expect(dead_code, reason = "the schema of a list's element")] Stri
 #[derive(JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "(self.type == 'ServiceAccount') == has(self.serviceAccount)",
-     "message": "serviceAccount belongs to type ServiceAccount, which needs it"},
-    {"rule": "(self.type == 'SPIFFE') == has(self.spiffe)", "message": "spiffe belongs to type SPIFFE, which needs it"},
-    {"rule": "(self.type == 'Namespace') == has(self.namespace)",
-     "message": "namespace belongs to type Namespace, which needs it"},
+    of_type("ServiceAccount", "serviceAccount"), of_type("SPIFFE", "spiffe"), of_type("Namespace", "namespace"),
 ]))]
 #[expect(dead_code, reason = "the schema of a list's element")]
 struct Excepted {

@@ -12,6 +12,7 @@ use mesh_tests::topology::Side;
 use mesh_tests::{apps, bpf, interrupt, wait};
 
 use super::fact;
+use crate::bench::at_rest;
 use crate::bench::comparison::{Fact, Sheet};
 use crate::bench::path::port;
 use crate::bench::rows::Bar;
@@ -122,13 +123,7 @@ impl Stage {
     }
 
     fn at_rest(&self) -> Result<()> {
-        let agent = self.mesh.agent(Side::A)?.process();
-        wait::until("the agent is at rest", SLACK, || {
-            let before = agent.cpu()?;
-            wait::pause(AT_REST);
-            let used = agent.cpu()? - before;
-            wait::holds(used.is_zero(), || format!("{used:?} of processor time in {AT_REST:?}"))
-        })
+        at_rest(self.mesh.agent(Side::A)?.process(), AT_REST, Duration::ZERO, SLACK)
     }
 
     /// How much there really was.

@@ -16,10 +16,10 @@ use mesh_tests::topology::Side;
 use mesh_tests::{interrupt, wait};
 use serde_json::json;
 
-use super::busy;
 use super::comparison::{Fact, Report, Row};
 use super::rows::Bar;
 use super::stats::median;
+use super::{at_rest, busy};
 use cluster::Size;
 
 const SMALL: Size = Size { nodes: 100, pods: 5_000, services: 1_000, policies: 250 };
@@ -204,12 +204,6 @@ impl Stage {
     }
 
     fn at_rest(&self) -> Result<()> {
-        let agent = self.mesh.agent(Side::A)?.process();
-        wait::until("the agent is at rest", SLACK, || {
-            let before = agent.cpu()?;
-            wait::pause(AT_REST);
-            let used = agent.cpu()? - before;
-            wait::holds(used < AT_REST / 25, || format!("{used:?} of processor time in {AT_REST:?}"))
-        })
+        at_rest(self.mesh.agent(Side::A)?.process(), AT_REST, AT_REST / 25, SLACK)
     }
 }
