@@ -2,7 +2,7 @@
 #![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -26,6 +26,8 @@ static CALLS: AtomicU32 = AtomicU32::new(0);
 pub struct Runtime<'a> {
     node: &'a Node,
     conf: Value,
+    /// Where the plugin is; that of this build when not given.
+    plugin: Option<PathBuf>,
 }
 
 /// What a call of the plugin gave.
@@ -76,13 +78,20 @@ impl<'a> Runtime<'a> {
         let conf = json!({
             "cniVersion": "1.0.0", "name": "test", "type": "mesh-agent", "stateDir": node.folder().join("state"),
         });
-        Self { node, conf }
+        Self { node, conf, plugin: None }
     }
 
     /// The same with a key of the plugin's entry set.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.conf[key] = value.into();
+        self
+    }
+
+    /// The same with the plugin at this place.
+    #[must_use]
+    pub fn by(mut self, plugin: &Path) -> Self {
+        self.plugin = Some(plugin.to_owned());
         self
     }
 
@@ -147,7 +156,8 @@ impl<'a> Runtime<'a> {
         fs::write(&file, stdin.to_string())?;
         // A runtime gives no arguments.
         let mut program = Command::new("sh");
-        program.args(["-c", "exec \"$0\" < \"$1\""]).arg(programs::agent()?).arg(&file);
+        let plugin = self.plugin.clone().map_or_else(programs::agent, Ok)?;
+        program.args(["-c", "exec \"$0\" < \"$1\""]).arg(plugin).arg(&file);
         program.env("CNI_COMMAND", command).env("CNI_PATH", "/opt/cni/bin");
         if let Some(pod) = pod {
             environment(&mut program, pod.netns().path().as_path(), &container(pod), &pod.object());

@@ -63,6 +63,19 @@ pub fn object(kind: &str, name: &str) -> Result<Value> {
     found.with_context(|| format!("deploy/kustomize/base has no {kind} {name}"))
 }
 
+/// Name and tag of the image, as `deploy/kustomize` gives them to every container.
+///
+/// # Errors
+/// When they are not where they should be.
+pub fn image() -> Result<String> {
+    let text = fs::read_to_string(folder().join("kustomize/base/kustomization.yaml"))?;
+    let renamed = documents(&text)?.into_iter().next().context("an empty kustomization")?;
+    let one = &renamed["images"][0];
+    let name = one["newName"].as_str().or(one["name"].as_str()).context("the kustomization names no image")?;
+    let tag = one["newTag"].as_str().context("the kustomization has no tag")?;
+    Ok(format!("{name}:{tag}"))
+}
+
 /// One permission of a role: what taking it away takes away.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Permission {
@@ -136,6 +149,19 @@ mod tests {
                 same(other) == same(permission)
             };
             assert!(rest.len() == 4 && !rest.iter().any(is), "{permission:?}: {rest:?}");
+        }
+    }
+
+    #[test]
+    fn every_container_is_of_the_one_image_of_this_version() {
+        assert_eq!(image().expect("it has one"), format!("mesh-agent:v{}", env!("CARGO_PKG_VERSION")));
+        let base = objects("base").expect("it is there");
+        let pods = base.iter().map(|object| &object["spec"]["template"]["spec"]["containers"]);
+        let containers: Vec<&Value> = pods.flat_map(|list| list.as_array().into_iter().flatten()).collect();
+        assert_eq!(containers.len(), 3);
+        for container in containers {
+            // kustomize puts the tag behind this name; what runs is the image's entrypoint.
+            assert!(container["image"] == "mesh-agent" && container["command"].is_null(), "{container}");
         }
     }
 

@@ -22,8 +22,8 @@ pub const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
 mod sandbox;
 mod words;
 
-/// Where each node finds the API server, if there is one.
-const API_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 16443);
+/// The API server's port, at each node's loopback and, for pods, at its address.
+pub const API_PORT: u16 = 16443;
 
 /// A pod with the object that declares it.
 #[derive(Debug)]
@@ -163,7 +163,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Agents that are started from now on read the objects from an API server, which each node has at its loopback.
+    /// Agents that are started from now on read the objects from an API server, which each node has at its loopback,
+    /// and pods at their node's address.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -177,10 +178,13 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started.
     pub fn use_api_server_of_strangers(&mut self) -> Result<Arc<ApiServer>> {
-        let listen = |side: Side| -> Result<TcpListener> {
-            Ok(self.topology.node(side).netns().run(|| TcpListener::bind(API_SERVER))??)
+        let listen = |(side, ip): (Side, IpAddr)| -> Result<TcpListener> {
+            let at = SocketAddr::new(ip, API_PORT);
+            self.topology.node(side).netns().run(|| TcpListener::bind(at))?.with_context(|| format!("API server: {at}"))
         };
-        let listeners = Side::BOTH.into_iter().map(|side| listen(side).context("the API server's listener"));
+        let loopback = Side::BOTH.map(|side| (side, Ipv4Addr::LOCALHOST.into()));
+        let link = Side::BOTH.map(|side| (side, self.topology.node(side).ip()));
+        let listeners = loopback.into_iter().chain(link).map(listen);
         let api = Arc::new(ApiServer::start(listeners.collect::<Result<_>>()?)?);
         api.install_crds()?;
         self.objects.mirror_to(Arc::clone(&api))?;
@@ -266,6 +270,12 @@ impl Mesh {
     /// When there is none.
     pub fn agent(&self, side: Side) -> Result<&Agent> {
         self.agents.of(side).as_ref().context("this node has no agent")
+    }
+
+    /// The name that everything of this mesh carries.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        self.topology.run().id()
     }
 
     /// One node.

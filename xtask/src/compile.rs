@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
@@ -35,6 +36,26 @@ pub fn workspace_with_programs(arguments: &[&str]) -> Result<()> {
         return Ok(());
     }
     bail!("the agent was built without its eBPF programs: see cargo's warning above")
+}
+
+/// Builds the agent without a need of libraries, and with its programs; gives the binary: the next build replaces it.
+///
+/// # Errors
+/// When the build fails, or the agent has no programs.
+pub fn static_agent(debug: bool) -> Result<PathBuf> {
+    let mut command = shell::cargo();
+    command.args(["rustc", "--package", "mesh-agent", "--bin", "mesh-agent"]);
+    if !debug {
+        command.arg("--release");
+    }
+    command.args(["--message-format=json-render-diagnostics", "--"]);
+    // Only the last link differs from the usual build's; what maps addresses to lines would be most of the file.
+    command.args(["-C", "target-feature=+crt-static", "-C", "strip=debuginfo"]);
+    eprintln!("$ {}", shell::display(&command));
+    if !build(&mut command)? {
+        bail!("the agent was built without its eBPF programs: see cargo's warning above");
+    }
+    Ok(shell::target_dir()?.join(if debug { "debug" } else { "release" }).join("mesh-agent"))
 }
 
 fn build(command: &mut Command) -> Result<bool> {

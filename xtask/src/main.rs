@@ -11,6 +11,7 @@ mod compile;
 mod conformance;
 mod demo;
 mod deploy;
+mod image;
 mod kernels;
 mod setup;
 mod shell;
@@ -36,6 +37,8 @@ cargo xtask TASK
                    [6.1|6.12|newest]... [--update: look for newer packages] [-- TEST-ARGS]
   check            rustfmt, clippy, tidy, cargo-deny, rustdoc, deploy/ against the code
   deploy           write what of deploy/ is made from the code  [--check: say what differs]
+  image            the container image, without a daemon, in target/release
+                   [--debug] [--output FOLDER] [--root FOLDER: its root file system alone]
   tidy             the rules of ARCHITECTURE.md and of style that no compiler checks
 ";
 
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let done = match task.as_str() {
         "demo" => demo::run(rest),
         "deploy" => deploy::run(rest),
+        "image" => image::run(rest),
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
         "setup" => setup::run(rest),

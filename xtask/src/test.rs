@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use mesh_tests::{interrupt, leftovers};
 
-use crate::{compile, kernels, setup, shell};
+use crate::{compile, image, kernels, setup, shell};
 
 /// Tells the suites to run in full length; see `mesh_tests::scale`.
 const LONG: &str = "MESH_TEST_LONG";
@@ -81,6 +81,10 @@ pub fn run(args: &[String]) -> Result<()> {
     let mut tally = Tally::default();
     let needs_programs = options.suites != [Suite::Unit];
     let obstacle = if needs_programs { obstacle() } else { None };
+    if options.suites.contains(&Suite::Mesh) && obstacle.is_none() {
+        // Before the usual build, whose binaries are under the same names.
+        image::for_suites()?;
+    }
     // Everything in one go, so that all suites share one set of dependencies and features.
     if needs_programs && obstacle.is_none() {
         compile::workspace_with_programs(&["--all-targets"])?;
@@ -166,6 +170,7 @@ fn run_suite(suite: Suite, options: &Options, tally: &mut Tally) -> Result<()> {
     };
     let binaries = shell::target_dir()?.join("debug");
     command.env("MESH_AGENT_BIN", binaries.join("mesh-agent")).env("MESH_SAMPLE_BIN", binaries.join("mesh-sample"));
+    command.env("MESH_IMAGE", binaries.join(mesh_tests::image::FOLDER));
     if options.long {
         command.env(LONG, "1");
     }

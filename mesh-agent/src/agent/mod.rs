@@ -68,10 +68,12 @@ const CONTROL_THREADS: usize = 2;
 pub fn run(config: Config) -> Result<()> {
     sys::remember_home_netns().context("/proc is needed")?;
     sys::enter_cgroup_namespace_of_init().context(
-        "the node's cgroup namespace, which is that of process 1: a container needs hostPID and CAP_SYS_PTRACE",
+        "the node's cgroup namespace, which is that of process 1: a container needs hostPID, CAP_SYS_PTRACE to see it \
+         and CAP_SYS_ADMIN to enter it",
     )?;
     sys::set_undumpable().context("PR_SET_DUMPABLE")?;
     raise_descriptor_limit();
+    config.cni.as_ref().map_or(Ok(()), cni::is_writable).context("the CNI plugin cannot be installed")?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("--state-dir {}", config.state_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::AccessFlags;
 use serde_json::{Map, Value, json};
 
 use super::conflist::{self, Shape, TYPE};
@@ -52,6 +53,17 @@ pub enum InstallError {
 fn at(path: &Path) -> impl FnOnce(io::Error) -> InstallError {
     let path = path.to_owned();
     move |source| InstallError::Io { path, source }
+}
+
+/// Whether both directories are there to be written to. Looked at when an agent starts: one that could never install
+/// the plugin would say that it is ready, and the node's pods would start without waiting for it.
+///
+/// # Errors
+/// Names the directory.
+pub fn is_writable(install: &CniInstall) -> Result<(), InstallError> {
+    [&install.conf_dir, &install.bin_dir].into_iter().try_for_each(|dir| {
+        nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| at(dir)(errno.into()))
+    })
 }
 
 /// Copies the running program to where runtimes look for plugins, unless it is there.

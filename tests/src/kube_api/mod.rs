@@ -4,8 +4,8 @@
 //! `store`, `write` and the other rules are plain functions of a [`cluster::Cluster`]; `server` puts HTTP
 //! before them. It plays no controller but two: a deleted pod goes when its grace is over, a deleted namespace when
 //! it is empty. What the harness puts comes with its status, as if the cluster's own components had written it.
-//! Not here: admission, OpenAPI documents, conversion beyond `apiVersion`, TLS. Roles
-//! are enforced when the test wants it; without that single verbs can be forbidden.
+//! Not here: admission, OpenAPI documents, conversion beyond `apiVersion`.
+//! Roles are enforced when the test wants it; without that single verbs can be forbidden.
 #![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null, and metadata is an object")]
 
 pub mod cluster;
@@ -24,6 +24,7 @@ mod rest;
 pub mod roles;
 mod rules;
 mod schema;
+mod secure;
 mod selector;
 mod server;
 pub mod store;
@@ -95,6 +96,12 @@ impl ApiServer {
     /// When there is none.
     pub fn address(&self, place: usize) -> Result<SocketAddr> {
         self.shared.addresses().nth(place).with_context(|| format!("there is no listener {place}"))
+    }
+
+    /// Its certificate, as PEM: every listener speaks TLS too, at `https://`.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        self.shared.certificate()
     }
 
     /// Writes a kubeconfig by which its reader is admin at `url`.

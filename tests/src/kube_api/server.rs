@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Result;
 use http::{Response, header};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
@@ -21,6 +22,7 @@ use super::faults::Knobs;
 use super::feed::{self, Body};
 use super::request::{Place, Request, query};
 use super::rest::{self, Outcome};
+use super::secure::Identity;
 use super::time::now;
 
 /// As many connections as the system lets wait.
@@ -34,6 +36,8 @@ pub struct Shared {
     cluster: Mutex<Cluster>,
     knobs: Mutex<Knobs>,
     sockets: Vec<(Socket, SockAddr)>,
+    /// By which clients that want TLS know it.
+    identity: Identity,
     /// Counted up with each change of the cluster.
     changed: watch::Sender<u64>,
     /// Counted up when all watches are cut.
@@ -50,17 +54,20 @@ impl Shared {
     ///
     /// # Errors
     /// What the system says.
-    pub fn new(sockets: Vec<std::net::TcpListener>) -> io::Result<Self> {
+    pub fn new(sockets: Vec<std::net::TcpListener>) -> Result<Self> {
         let bound = |socket: std::net::TcpListener| {
             socket.set_nonblocking(true)?;
             let socket = Socket::from(socket);
             let address = socket.local_addr()?;
             Ok((socket, address))
         };
+        let sockets: Vec<(Socket, SockAddr)> = sockets.into_iter().map(bound).collect::<io::Result<_>>()?;
+        let identity = Identity::new(sockets.iter().filter_map(|(_, address)| address.as_socket()))?;
         Ok(Self {
             cluster: Mutex::new(Cluster::new()),
             knobs: Mutex::default(),
-            sockets: sockets.into_iter().map(bound).collect::<io::Result<_>>()?,
+            sockets,
+            identity,
             changed: watch::Sender::new(0),
             watches: watch::Sender::new(0),
             connections: watch::Sender::new(0),
@@ -82,6 +89,11 @@ impl Shared {
     /// Where it listens.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.sockets.iter().filter_map(|(_, address)| address.as_socket())
+    }
+
+    /// Its certificate.
+    pub fn certificate(&self) -> &str {
+        &self.identity.pem
     }
 
     /// Lets all watches look for changes.
@@ -205,6 +217,14 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let mut cut = shared.connections.subscribe();
     let mut listening = shared.listening.subscribe();
     let _ = stream.set_nodelay(true);
+    let stream = tokio::select! {
+        opened = shared.identity.open(stream) => match opened {
+            Ok(stream) => stream,
+            // It was none of ours, or is gone.
+            Err(_) => return,
+        },
+        _ = cut.changed() => return,
+    };
     let service = service_fn(|request| {
         let shared = Arc::clone(&shared);
         async move {

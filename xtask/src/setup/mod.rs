@@ -35,14 +35,15 @@ const WRK: Program = Program { binary: "wrk", package: "wrk" };
 const H2LOAD: Program = Program { binary: "h2load", package: "nghttp2-client" };
 const HAPROXY: Program = Program { binary: "haproxy", package: "haproxy" };
 const NPM: Program = Program { binary: "npm", package: "npm" };
-const CRUN: Program = Program { binary: "crun", package: "crun" };
+/// Not crun: that one refuses machines with both versions of cgroups.
+const RUNC: Program = Program { binary: "runc", package: "runc" };
 /// Renders `deploy/kustomize`.
 pub const KUBECTL: Program = Program { binary: "kubectl", package: "kubernetes-client" };
 
 /// What the two nodes and their pods are made with.
 pub const TOPOLOGY: &[Program] = &[IPROUTE];
 /// What the suites run besides.
-pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS, NGINX, H2LOAD, GRPC, CRUN, KUBECTL];
+pub const SUITES: &[Program] = &[IPROUTE, CURL, REDIS, NGINX, H2LOAD, GRPC, RUNC, KUBECTL];
 /// What the bench runs besides.
 pub const BENCH: &[Program] = &[IPROUTE, NGINX, IPERF, WRK];
 /// What the http lane's bench runs besides that.
