@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::metrics::Metrics;
 use crate::process::{Process, tail};
+use crate::said::Said;
 use crate::topology::Node;
 use crate::{http, programs, wait};
 
@@ -238,16 +239,24 @@ impl Agent {
         self.process.lines()
     }
 
+    /// `mesh-agent` with `words`, about this agent.
+    ///
+    /// # Errors
+    /// When it does not start, or is killed.
+    pub fn says(&self, words: &[&str]) -> Result<Said> {
+        let mut command = Command::new(programs::agent()?);
+        command.args(words).arg("--state-dir").arg(&self.state);
+        Said::by(command)
+    }
+
     /// `mesh-agent status --json`.
     ///
     /// # Errors
     /// When it fails, or does not print JSON.
     pub fn status(&self, node: &Node) -> Result<Value> {
-        let mut command = Command::new(programs::agent()?);
-        command.args(["status", "--json", "--state-dir"]).arg(&self.state);
-        let output = command.output().context("`mesh-agent status` does not start")?;
-        ensure!(output.status.success(), "status of {}: {}", node.name(), String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).context("`mesh-agent status --json` prints no JSON")
+        let said = self.says(&["status", "--json"])?;
+        ensure!(said.code == 0, "status of {}: {}", node.name(), said.err);
+        serde_json::from_str(&said.out).context("`mesh-agent status --json` prints no JSON")
     }
 
     /// `mesh-agent explain SOURCE DESTINATION [PORT] --output json`: its exit code, and what it prints; `Null` when it
@@ -256,15 +265,12 @@ impl Agent {
     /// # Errors
     /// When it does not start, or prints something else.
     pub fn explain(&self, question: &[&str]) -> Result<(i32, Value)> {
-        let mut command = Command::new(programs::agent()?);
-        command.arg("explain").args(question).args(["--output", "json", "--state-dir"]).arg(&self.state);
-        let output = command.output().context("`mesh-agent explain` does not start")?;
-        let code = output.status.code().context("`mesh-agent explain` was killed")?;
-        if output.stdout.is_empty() {
-            ensure!(!output.stderr.is_empty(), "`mesh-agent explain` ended with {code} and no word");
+        let Said { code, out, err } = self.says(&[&["explain"], question, &["--output", "json"]].concat())?;
+        if out.is_empty() {
+            ensure!(!err.is_empty(), "`mesh-agent explain` ended with {code} and no word");
             return Ok((code, Value::Null));
         }
-        Ok((code, serde_json::from_slice(&output.stdout).context("`mesh-agent explain` prints no JSON")?))
+        Ok((code, serde_json::from_str(&out).context("`mesh-agent explain` prints no JSON")?))
     }
 
     /// Lines of its log at WARN or above that contain none of `expected`.

@@ -129,10 +129,8 @@ fn check_says_what_it_looked_at_and_what_to_do() -> Result<()> {
 
 /// What a subcommand for the agent of node A prints, and whether it has succeeded.
 fn command(mesh: &Mesh, words: &[&str]) -> Result<(bool, String)> {
-    let mut command = Command::new(programs::agent()?);
-    let output = command.args(words).arg("--state-dir").arg(mesh.agent(Side::A)?.state()).output()?;
-    let text = [output.stdout, output.stderr].concat();
-    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    let said = mesh.agent(Side::A)?.says(words)?;
+    Ok((said.code == 0, said.out + &said.err))
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! serves what other rooms hand it and knows none of them.
 
 mod http;
+pub mod pods;
 mod ready;
 mod report;
 mod request;

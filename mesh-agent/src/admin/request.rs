@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::LogRequest;
 use crate::explain::RequestQuestion;
+use crate::explain::effective::Wanted;
 
 /// A question; each connection asks one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub enum Request {
     Log(LogRequest),
     /// What somebody needs who looks for a fault: answered by a [`super::Report`].
     Report,
+    /// Every pod of the node: answered by [`super::pods::Pods`].
+    Pods,
+    /// The snapshot in force: answered by the document of [`crate::explain::effective`].
+    Config(Wanted),
 }
 
 /// A sandbox, as the container runtime tells of it.

@@ -14,10 +14,11 @@ use super::enrol::Enroller;
 use super::kernel_events::Scribe;
 use super::metrics::Board;
 use super::pods_thread::Order;
-use super::{explain, report, status};
+use super::{explain, pod_list, report, status};
 use crate::admin::{self, AdminError, Readiness};
 use crate::capture::{Kernel, Kubelet};
 use crate::config::Config;
+use crate::explain::effective::document;
 use crate::proxy::Proxy;
 use crate::snapshot::SnapshotStore;
 use crate::sys;
@@ -88,10 +89,10 @@ impl Duties {
         let explain = explain::source(&self.board, self.proxy.refused_ports());
         let (status, explain) = (Arc::new(status), Arc::new(explain));
         let (enroller, config) = (Arc::clone(&self.enroller), Arc::new(self.config.clone()));
-        let registry = Arc::clone(&self.registry);
+        let (registry, board) = (Arc::clone(&self.registry), Arc::clone(&self.board));
         let answer = move |request| {
             let (status, explain, enroller) = (Arc::clone(&status), Arc::clone(&explain), Arc::clone(&enroller));
-            let (config, registry) = (Arc::clone(&config), Arc::clone(&registry));
+            let (config, registry, board) = (Arc::clone(&config), Arc::clone(&registry), Arc::clone(&board));
             async move {
                 match request {
                     admin::Request::Enrol(request) => serde_json::to_vec(&enroller.enrol(request).await),
@@ -100,6 +101,10 @@ impl Duties {
                     // These wait for whoever writes the kernel's maps.
                     admin::Request::Status => blocking(move || serde_json::to_vec(&status())).await,
                     admin::Request::Explain(request) => blocking(move || serde_json::to_vec(&explain(request))).await,
+                    admin::Request::Pods => blocking(move || serde_json::to_vec(&pod_list::of(&board))).await,
+                    admin::Request::Config(wanted) => {
+                        blocking(move || serde_json::to_vec(&document(&board.snapshots.load(), &wanted))).await
+                    }
                     admin::Request::Report => {
                         blocking(move || serde_json::to_vec(&report::report(status(), &config, &registry))).await
                     }

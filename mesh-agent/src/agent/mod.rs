@@ -10,6 +10,7 @@ mod handover;
 mod inherited;
 mod kernel_events;
 mod metrics;
+mod pod_list;
 mod pods;
 mod pods_thread;
 mod publication;

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::identity::{CertState, CertStatus};
 use crate::model::identity::Identity;
 use crate::model::route::{ParentStatus, RouteStatus};
-use crate::model::workload::PeerMode;
+use crate::model::workload::{PeerMode, Workload};
 use crate::proxy::Proxy;
 use crate::snapshot::Snapshot;
 
@@ -46,17 +46,21 @@ pub(super) fn source(
 
 fn pod(report: &PodReport, snapshot: &Snapshot) -> PodStatus {
     let workload = &report.workload;
-    let mode = match workload.peer_mode.default {
-        PeerMode::Strict => "strict",
-        PeerMode::Permissive => "permissive",
-    };
     PodStatus {
         pod: workload.display_name(),
         stage: report.stage.to_owned(),
         reason: report.detail.to_string(),
         identity: workload.identity.to_string(),
-        mode: mode.to_owned(),
+        mode: mode(workload).to_owned(),
         policies: snapshot.policies_for(&workload.uid).iter().map(|policy| policy.display_name()).collect(),
+    }
+}
+
+/// The word for a pod's inbound mode.
+pub(super) fn mode(workload: &Workload) -> &'static str {
+    match workload.peer_mode.default {
+        PeerMode::Strict => "strict",
+        PeerMode::Permissive => "permissive",
     }
 }
 
@@ -82,7 +86,8 @@ fn peer((identity, ip, tunnels): (Identity, IpAddr, usize)) -> PeerStatus {
     PeerStatus { identity: identity.to_string(), address: ip.to_string(), tunnels }
 }
 
-fn identity(status: &CertStatus) -> IdentityStatus {
+/// A certificate, as it is shown.
+pub(super) fn identity(status: &CertStatus) -> IdentityStatus {
     let (state, not_after) = match &status.state {
         CertState::Missing => ("missing", None),
         CertState::Valid(dates) => ("valid", Some(dates.not_after)),

@@ -8,40 +8,76 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{ask, check, fail, print};
+use super::place::Place;
+use super::{check, fail, plain, print};
 use crate::admin::{Report, Request};
 
 /// Arguments of `bugreport`.
 #[derive(Debug, clap::Args)]
 pub struct BugreportArgs {
-    /// The archive (tar); it must not be there yet.
+    /// The archive (tar); it must not be there yet. `-`: standard output.
     #[arg(long, short, default_value = "mesh-agent-bugreport.tar")]
     output: PathBuf,
-    /// The agent's state directory.
-    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// A file of the archive.
 type Part = (&'static str, String);
 
+/// An agent that hangs is given up after this.
+const WITHIN: Duration = Duration::from_secs(60);
+
 pub(super) fn run(args: &BugreportArgs) -> ExitCode {
-    let parts = gather(&args.state_dir);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    // Never over something that is there, and for nobody else to read.
-    let file = File::options().write(true).create_new(true).mode(0o600).open(&args.output);
-    let written = file.and_then(|file| write(file, &parts, now));
-    if let Err(error) = written {
-        return fail(&format!("--output {}: {error}", args.output.display()));
+    let made = if args.place.is_a_node() { there(&args.place) } else { here(&args.place) };
+    let stored = made.and_then(|archive| {
+        let named = |error| format!("--output {}: {error}", args.output.display());
+        store(&args.output, &archive).and_then(|()| names(&archive)).map_err(named)
+    });
+    match stored {
+        Ok(names) if !is_stdout(&args.output) => {
+            print(&format!("{}: {}\n", args.output.display(), names.join(", ")));
+            ExitCode::SUCCESS
+        }
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
     }
-    let names: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
-    print(&format!("{}: {}\n", args.output.display(), names.join(", ")));
-    ExitCode::SUCCESS
 }
 
-fn gather(state_dir: &Path) -> Vec<Part> {
+fn is_stdout(output: &Path) -> bool {
+    output == Path::new("-")
+}
+
+/// An archive of this machine and its agent.
+fn here(place: &Place) -> Result<Vec<u8>, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    pack(&gather(place), now).map_err(|error| error.to_string())
+}
+
+/// The archive that the agent's container makes: of its machine, which is the node.
+fn there(place: &Place) -> Result<Vec<u8>, String> {
+    let ran = place.run_there(&["bugreport", "--output", "-"], WITHIN)?;
+    if ran.code == 0 { Ok(ran.stdout) } else { Err(plain(ran.stderr.trim())) }
+}
+
+/// Never over something that is there, and for nobody else to read.
+fn store(output: &Path, archive: &[u8]) -> io::Result<()> {
+    if is_stdout(output) {
+        return io::stdout().lock().write_all(archive);
+    }
+    File::options().write(true).create_new(true).mode(0o600).open(output)?.write_all(archive)
+}
+
+/// The names of the archive's files.
+fn names(archive: &[u8]) -> io::Result<Vec<String>> {
+    let mut archive = tar::Archive::new(archive);
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    archive.entries()?.map(|entry| Ok(name(&entry?.path()?))).collect()
+}
+
+fn gather(place: &Place) -> Vec<Part> {
     let mut parts = vec![
         ("version.txt", format!("{}\n", env!("CARGO_PKG_VERSION"))),
         ("check.json", check::report()),
@@ -49,7 +85,7 @@ fn gather(state_dir: &Path) -> Vec<Part> {
         ("mounts.txt", read("/proc/self/mounts")),
         ("memory.txt", read("/proc/meminfo") + &read("/proc/pressure/memory") + &read("/proc/pressure/cpu")),
     ];
-    match ask::<Report>(state_dir, &Request::Report) {
+    match place.ask::<Report>(&Request::Report) {
         Ok(Report { status, options, metrics, log }) => parts.extend([
             ("status.json", serde_json::to_string_pretty(&status).unwrap_or_else(|error| error.to_string())),
             ("options.txt", options),
@@ -66,8 +102,8 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| format!("{path}: {error}\n"))
 }
 
-fn write(file: File, parts: &[Part], now: u64) -> io::Result<()> {
-    let mut archive = tar::Builder::new(file);
+fn pack(parts: &[Part], now: u64) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
     for (name, text) in parts {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
@@ -76,7 +112,7 @@ fn write(file: File, parts: &[Part], now: u64) -> io::Result<()> {
         header.set_cksum();
         archive.append_data(&mut header, Path::new("mesh-agent-bugreport").join(name), text.as_bytes())?;
     }
-    archive.into_inner()?.flush()
+    archive.into_inner()
 }
 
 #[cfg(test)]
@@ -89,7 +125,8 @@ mod tests {
     fn without_an_agent_the_machine_is_reported_and_why_the_agent_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("report.tar");
-        let args = BugreportArgs { output: output.clone(), state_dir: folder.path().join("none") };
+        let place = Place { state_dir: folder.path().join("none"), ..Place::default() };
+        let args = BugreportArgs { output: output.clone(), place };
         assert_eq!(run(&args), ExitCode::SUCCESS);
         let mut texts = std::collections::BTreeMap::new();
         for entry in tar::Archive::new(File::open(&output).unwrap()).entries().unwrap() {

@@ -4,10 +4,10 @@
 //! agent answers.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{ask, fail, plain, print};
+use super::place::Place;
+use super::{Output, fail, plain, show};
 use crate::admin::{ExplainRequest, Request};
 use crate::explain::{Explanation, KernelState, Path, Reply, RequestQuestion, Verdict};
 
@@ -29,18 +29,11 @@ pub struct ExplainArgs {
     /// A header of that request, NAME:VALUE; may be given several times
     #[arg(short = 'H', long = "header", requires = "method")]
     headers: Vec<String>,
-    /// The agent's state directory
-    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// How to print it
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 pub(super) fn run(args: ExplainArgs) -> ExitCode {
@@ -51,24 +44,22 @@ pub(super) fn run(args: ExplainArgs) -> ExitCode {
             return ExitCode::from(NO_ANSWER);
         }
     };
+    let mut place = args.place;
+    if place.is_the_cluster() && args.source.contains('/') {
+        // The source's own agent knows best.
+        place.pod = Some(args.source.clone());
+    }
     let request =
         ExplainRequest { source: args.source, destination: args.destination, port: args.port, request: asked };
-    let explanation = match ask(&args.state_dir, &Request::Explain(request)) {
+    let explanation = match place.ask(&Request::Explain(request)) {
         Ok(Reply::Explained(explanation)) => explanation,
         Ok(Reply::Unclear(error)) | Err(error) => {
             let _ = fail(&plain(&error));
             return ExitCode::from(NO_ANSWER);
         }
     };
-    match args.output {
-        Output::Text => print(&render(&explanation)),
-        Output::Json => match serde_json::to_string_pretty(&explanation) {
-            Ok(json) => print(&format!("{json}\n")),
-            Err(error) => {
-                let _ = fail(&error);
-                return ExitCode::from(NO_ANSWER);
-            }
-        },
+    if show(&explanation, args.output, |explanation| render(explanation)) != ExitCode::SUCCESS {
+        return ExitCode::from(NO_ANSWER);
     }
     match explanation.verdict {
         Verdict::Allowed => ExitCode::SUCCESS,

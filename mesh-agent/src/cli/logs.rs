@@ -1,9 +1,9 @@
 //! `mesh-agent logs level`, `logs recent`: the log of a running agent.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{ask, fail, plain, print};
+use super::place::Place;
+use super::{fail, plain, print};
 use crate::admin::{LogAnswer, LogRequest, Report, Request};
 
 /// Arguments of `logs`.
@@ -29,17 +29,15 @@ struct LevelArgs {
     /// How long it lasts, in seconds; 0: until the agent ends. So that no node is left writing everything.
     #[arg(long, default_value_t = 600)]
     seconds: u64,
-    /// The agent's state directory.
-    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Arguments of `logs recent`.
 #[derive(Debug, clap::Args)]
 struct RecentArgs {
-    /// The agent's state directory.
-    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 pub(super) fn run(args: LogsArgs) -> ExitCode {
@@ -51,7 +49,7 @@ pub(super) fn run(args: LogsArgs) -> ExitCode {
 
 fn level(args: LevelArgs) -> ExitCode {
     let request = Request::Log(LogRequest { filter: args.filter, seconds: args.seconds });
-    match ask::<LogAnswer>(&args.state_dir, &request) {
+    match args.place.ask::<LogAnswer>(&request) {
         Ok(LogAnswer { refused: Some(reason), .. }) => fail(&plain(&reason)),
         Ok(LogAnswer { present, given, .. }) => {
             let started = if present == given { String::new() } else { format!(" (started with {given})") };
@@ -63,7 +61,7 @@ fn level(args: LevelArgs) -> ExitCode {
 }
 
 fn recent(args: &RecentArgs) -> ExitCode {
-    match ask::<Report>(&args.state_dir, &Request::Report) {
+    match args.place.ask::<Report>(&Request::Report) {
         Ok(report) => {
             report.log.iter().for_each(|line| print(&format!("{}\n", plain(line))));
             ExitCode::SUCCESS

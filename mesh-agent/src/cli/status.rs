@@ -1,40 +1,38 @@
 //! `mesh-agent status`: asks the agent's unix socket and prints what it says, as tables or as JSON.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{ask, fail, plain, print};
+use super::place::Place;
+use super::table::{expiry, or_dash, table};
+use super::{Output, fail, nodes, now, plain, show};
 use crate::admin::Request;
 use crate::admin::status::{IdentityStatus, PodStatus, RouteLine, Status};
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
-    /// The agent's state directory.
-    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
+    /// A line for every node of the cluster, through the API server
+    #[arg(long, conflicts_with_all = ["node", "pod"], help_heading = "Through the API server")]
+    all_nodes: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &StatusArgs) -> ExitCode {
-    let status: Status = match ask(&args.state_dir, &Request::Status) {
-        Ok(status) => status,
-        Err(error) => return fail(&error),
-    };
-    if args.json {
-        match serde_json::to_string_pretty(&status) {
-            Ok(json) => print(&format!("{json}\n")),
-            Err(error) => return fail(&error),
-        }
-    } else {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        print(&render(&status, i64::try_from(now).unwrap_or(i64::MAX)));
+    if args.all_nodes || args.place.is_the_cluster() {
+        return match nodes::read(&args.place.api) {
+            Ok(nodes) => show(&nodes, Output::of(args.json), nodes::render),
+            Err(error) => fail(&error),
+        };
     }
-    ExitCode::SUCCESS
+    match args.place.ask::<Status>(&Request::Status) {
+        Ok(status) => show(&status, Output::of(args.json), |status| render(status, now())),
+        Err(error) => fail(&error),
+    }
 }
 
 /// The status as text; `now` in seconds since 1970.
@@ -84,51 +82,7 @@ fn route_row(line: &RouteLine) -> [String; 5] {
 }
 
 fn identity_row(identity: &IdentityStatus, now: i64) -> [String; 4] {
-    let expires = match identity.not_after {
-        0 => "-".to_owned(),
-        not_after if not_after > now => format!("in {}", span(not_after - now)),
-        not_after => format!("{} ago", span(now - not_after)),
-    };
-    [identity.identity.clone(), identity.state.clone(), expires, or_dash(&identity.error)]
-}
-
-/// A title and columns as wide as their widest cell; the last one is not padded.
-fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
-    let rows: Vec<[String; N]> = rows.map(|row| row.map(|cell| plain(&cell))).collect();
-    let _ = writeln!(text, "\n{title}");
-    if rows.is_empty() {
-        text.push_str("  none\n");
-        return;
-    }
-    let mut widths = head.map(str::len);
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut line = |cells: &[&str]| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        let _ = writeln!(text, "  {}", padded.collect::<Vec<_>>().join("  ").trim_end());
-    };
-    line(head);
-    for row in &rows {
-        line(&row.each_ref().map(String::as_str));
-    }
-}
-
-fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
-}
-
-/// Seconds as a person says them: the two largest units.
-fn span(seconds: i64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, minutes) => format!("{minutes} min"),
-        (0, hours, minutes) => format!("{hours} h {minutes} min"),
-        (days, hours, _) => format!("{days} d {hours} h"),
-    }
+    [identity.identity.clone(), identity.state.clone(), expiry(identity.not_after, now), or_dash(&identity.error)]
 }
 
 #[cfg(test)]
@@ -218,16 +172,10 @@ PROBLEMS
     }
 
     #[test]
-    fn spans_are_short() {
-        for (seconds, words) in [(5, "5 s"), (300, "5 min"), (3_660, "1 h 1 min"), (180_000, "2 d 2 h")] {
-            assert_eq!(span(seconds), words);
-        }
-    }
-
-    #[test]
     fn no_agent_is_said_with_the_way_out() {
         let dir = tempfile::tempdir().unwrap();
-        let args = StatusArgs { state_dir: dir.path().to_owned(), json: false };
+        let place = Place { state_dir: dir.path().to_owned(), ..Place::default() };
+        let args = StatusArgs { place, all_nodes: false, json: false };
         assert_eq!(format!("{:?}", run(&args)), format!("{:?}", ExitCode::FAILURE));
     }
 }

@@ -28,8 +28,8 @@ use tracing::{info, warn};
 
 use self::dir::Watcher;
 pub use self::kube::{
-    ApiAccess, Asked, CONTROLLER, CapturePublisher, Cluster, Compilations, KindHealth, KubeConfig, ReviewedToken,
-    StatusWriter, StatusWrites, StatusWritesReader, Unreviewed, asked_by_labels,
+    AgentPod, ApiAccess, Asked, CONTROLLER, CapturePublisher, Cluster, Compilations, KindHealth, KubeConfig, Operator,
+    Ran, ReviewedToken, StatusWriter, StatusWrites, StatusWritesReader, Unreached, Unreviewed, asked_by_labels,
 };
 pub use self::publish::{Published, publish_captured};
 use self::source::DirSource;

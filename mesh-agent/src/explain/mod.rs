@@ -16,6 +16,8 @@ mod view;
 mod walk;
 mod words;
 
+pub mod effective;
+
 use std::net::SocketAddr;
 
 use mesh_common::counter::Counter;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use self::report::{Destination, Explanation, KernelState, Path, Reply, RouteReport, Source, Verdict};
 use self::resolve::Found;
 use self::walk::Walk;
+pub use self::words::opted_in;
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 

@@ -20,7 +20,7 @@ use crate::snapshot::SnapshotParts;
 const REFUSED_PORTS: [u16; 3] = [15001, 15006, 15008];
 
 /// A captured pod of `shop`, with its own name as service account and `app` label.
-fn pod(name: &str, node: &str, ip: &str) -> Workload {
+pub(super) fn pod(name: &str, node: &str, ip: &str) -> Workload {
     Workload {
         uid: format!("uid-{name}").into(),
         namespace: "shop".into(),

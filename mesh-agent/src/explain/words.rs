@@ -2,7 +2,7 @@
 
 use mesh_common::counter::Counter;
 
-use crate::model::workload::{Enrolment, PeerMode, Workload};
+use crate::model::workload::{Enrolment, MODE_LABEL, PeerMode, Workload};
 
 /// Why the `connect` hook left by this exit.
 pub(super) fn exit(counter: Counter) -> &'static str {
@@ -43,4 +43,52 @@ pub(super) fn membership(pod: &Workload) -> String {
         (None, Enrolment::Gone) => "not in the mesh: it has finished, or another pod owns its address",
     };
     why_not.to_owned()
+}
+
+/// Whether a pod is to be in the mesh, and what says so; `namespace` is whether its namespace is opted in.
+#[must_use]
+pub fn opted_in(pod: &Workload, namespace: bool) -> (bool, String) {
+    let own = pod.labels.get(MODE_LABEL).map(String::as_str);
+    let (of, by_namespace) = (&pod.namespace, format!("namespace {} is labelled {MODE_LABEL}: enabled", pod.namespace));
+    match (pod.enrolment, own, namespace) {
+        (Enrolment::Gone, _, _) => (false, "it has finished, or another pod owns its address".to_owned()),
+        (Enrolment::NotAsked, Some("disabled"), true) => {
+            (false, format!("{by_namespace}, but the pod {MODE_LABEL}: disabled"))
+        }
+        (Enrolment::NotAsked, _, _) => {
+            (false, format!("neither namespace {of} nor the pod is labelled {MODE_LABEL}: enabled"))
+        }
+        (_, Some("enabled"), _) => (true, format!("the pod is labelled {MODE_LABEL}: enabled")),
+        (_, Some("disabled"), _) => {
+            (true, format!("{by_namespace}, and a policy does not let the pod out by its label"))
+        }
+        (_, _, _) => (true, by_namespace),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explain::tests::pod as example;
+
+    fn pod(enrolment: Enrolment, label: Option<&str>) -> Workload {
+        let mut pod = Workload { enrolment, ..example("web", "a", "10.0.0.1") };
+        pod.labels.extend(label.map(|value| (MODE_LABEL.to_owned(), value.to_owned())));
+        pod
+    }
+
+    #[test]
+    fn what_says_that_a_pod_is_in_the_mesh_is_named() {
+        let check = |enrolment, label, namespace, expected: bool, part: &str| {
+            let (is_in, why) = opted_in(&pod(enrolment, label), namespace);
+            assert!(is_in == expected && why.contains(part), "{enrolment:?} {label:?} {namespace}: {is_in} {why}");
+        };
+        check(Enrolment::Enrolled, None, true, true, "namespace shop is labelled");
+        check(Enrolment::Enrolled, Some("enabled"), false, true, "the pod is labelled");
+        check(Enrolment::Enrolled, Some("disabled"), true, true, "does not let the pod out");
+        check(Enrolment::HostNetwork, None, true, true, "namespace shop is labelled");
+        check(Enrolment::NotAsked, Some("disabled"), true, false, "but the pod");
+        check(Enrolment::NotAsked, None, false, false, "neither namespace shop nor the pod");
+        check(Enrolment::Gone, Some("enabled"), true, false, "finished");
+    }
 }

@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+/// The label by which a namespace or a pod asks to be in the mesh (`enabled`), or a pod to be out of it (`disabled`).
+pub const MODE_LABEL: &str = "mesh-agent.io/mode";
+
 /// A pod's uid: the key of everything that belongs to one pod (pools, permits, records).
 pub type WorkloadUid = Arc<str>;
 

@@ -166,7 +166,8 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-fn text(wanted: &TextMatch) -> String {
+/// The text wanted, in words.
+pub(crate) fn text(wanted: &TextMatch) -> String {
     match wanted {
         TextMatch::Exact(text) => format!("`{text}`"),
         TextMatch::Regex(pattern) => format!("matched by `{}`", pattern.as_str()),

@@ -10,6 +10,7 @@
 
 pub mod cluster;
 mod discovery;
+mod exec;
 pub mod failure;
 mod faults;
 mod feed;
@@ -46,6 +47,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use self::cluster::{Cluster, DeleteOptions, harness};
+pub use self::exec::Container;
 pub use self::faults::Faults;
 pub use self::rest::ADMIN_TOKEN;
 use self::server::Shared;
@@ -225,6 +227,12 @@ impl ApiServer {
         let mut cluster = self.shared.cluster();
         let issued = cluster.issue_token((namespace, account), audiences, pod, lifetime, now());
         issued.map(|(word, _)| word).map_err(|failure| anyhow!(failure.message))
+    }
+
+    /// From now on `container` of a pod runs, and commands can be run in it. The pod is another matter: it must be put.
+    pub fn run_container(&self, pod: (&str, &str), name: &str, container: Container) {
+        let key = (pod.0.to_owned(), pod.1.to_owned(), name.to_owned());
+        self.shared.containers().insert(key, container);
     }
 
     /// What can go wrong.

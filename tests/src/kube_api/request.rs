@@ -23,6 +23,19 @@ pub struct Request {
     pub token: Option<String>,
     /// The body.
     pub body: Vec<u8>,
+    /// The query as it was written.
+    pub query_text: String,
+    /// The client wants to speak WebSocket.
+    pub upgrade: Option<Upgrade>,
+}
+
+/// What a client says that wants to speak WebSocket.
+#[derive(Clone, Debug, Default)]
+pub struct Upgrade {
+    /// `Sec-WebSocket-Key`
+    pub key: String,
+    /// `Sec-WebSocket-Protocol`
+    pub protocols: String,
 }
 
 /// Where a path leads within a group and version.
@@ -34,7 +47,7 @@ pub struct Place {
     pub namespace: Option<String>,
     /// None for the collection.
     pub name: Option<String>,
-    /// `status`, `token`
+    /// `status`, `token`, `exec`
     pub subresource: Option<String>,
 }
 
@@ -43,6 +56,12 @@ impl Request {
     #[must_use]
     pub fn parameter(&self, name: &str) -> &str {
         self.query.get(name).map_or("", String::as_str)
+    }
+
+    /// All the values of a parameter that may be given several times.
+    #[must_use]
+    pub fn all(&self, name: &str) -> Vec<String> {
+        pairs(&self.query_text).filter(|(of, _)| of == name).map(|(_, value)| value).collect()
     }
 
     /// Whether a parameter is `true` or `1`.
@@ -74,11 +93,14 @@ impl Request {
 /// Takes a query apart.
 #[must_use]
 pub fn query(text: &str) -> BTreeMap<String, String> {
+    pairs(text).collect()
+}
+
+fn pairs(text: &str) -> impl Iterator<Item = (String, String)> {
     text.split('&')
         .filter(|part| !part.is_empty())
         .map(|part| part.split_once('=').unwrap_or((part, "")))
         .map(|(name, value)| (decode(name), decode(value)))
-        .collect()
 }
 
 /// Percent-decodes; `+` is a space.
@@ -128,6 +150,7 @@ pub fn place(path: &str, kinds: &[Kind]) -> Option<Place> {
         None => true,
         Some("status") => kind.status,
         Some("token") => kind.is_core("ServiceAccount"),
+        Some("exec") => kind.is_core("Pod"),
         Some(_) => false,
     };
     (fits && serves).then(|| Place {

@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, DeleteOptions, Deleted};
+use super::exec::{self, Containers, Exec};
 use super::failure::Failure;
 use super::kind::Kind;
 use super::ownership::Manager;
@@ -32,8 +33,19 @@ pub enum Outcome {
     Going(Vec<u8>, Box<Place>, String, Duration),
     /// Events until further notice.
     Watch(Box<Watch>),
+    /// A command to be run in a container.
+    Exec(Box<Exec>),
     /// There is no such path.
     Nowhere,
+}
+
+/// What decides about a request besides the cluster.
+#[derive(Debug)]
+pub struct Around<'a> {
+    /// Who may not do what.
+    pub forbidden: &'a Forbidden,
+    /// What runs.
+    pub containers: &'a Containers,
 }
 
 /// Answers `request`.
@@ -43,9 +55,10 @@ pub enum Outcome {
 pub fn answer(
     cluster: &mut Cluster,
     request: &Request,
-    forbidden: &Forbidden,
+    around: &Around<'_>,
     now: Timestamp,
 ) -> Result<Outcome, Failure> {
+    let forbidden = around.forbidden;
     if matches!(request.path.as_str(), "/healthz" | "/livez" | "/readyz") {
         return Ok(Outcome::Answer(200, b"ok".to_vec()));
     }
@@ -83,6 +96,11 @@ pub fn answer(
             let (namespace, name) = key(&place);
             let answer = cluster.request_token(&namespace, &name, &body(request)?, now)?;
             Ok(Outcome::Answer(201, answer.to_string().into_bytes()))
+        }
+        ("get" | "create", Some("exec")) => {
+            // Whoever upgrades must be permitted both, whichever method it comes by.
+            permitted(cluster, &user, &Wish { verb: "create", ..wish }, forbidden)?;
+            Ok(Outcome::Exec(Box::new(exec::begin(cluster, around.containers, request, &place)?)))
         }
         ("list", None) => Ok(Outcome::Answer(200, list::answer(cluster, request, &place)?)),
         ("watch", None) => Ok(Outcome::Watch(Box::new(watch::begin(cluster, request, &place)?))),
@@ -143,7 +161,7 @@ fn verb(request: &Request, place: &Place) -> Result<&'static str, Failure> {
         ("GET", None) => "list",
         ("GET", Some(_)) => "get",
         ("POST", None) => "create",
-        ("POST", Some(_)) if place.subresource.as_deref() == Some("token") => "create",
+        ("POST", Some(_)) if matches!(place.subresource.as_deref(), Some("token" | "exec")) => "create",
         ("PUT", Some(_)) => "update",
         ("PATCH", Some(_)) => "patch",
         ("DELETE", Some(_)) => "delete",

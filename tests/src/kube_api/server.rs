@@ -10,6 +10,7 @@ use http::{Response, header};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockAddr, Socket};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,11 +18,12 @@ use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 
 use super::cluster::{Cluster, DeleteOptions, harness};
+use super::exec::{self, Containers, Exec};
 use super::failure::Failure;
 use super::faults::Knobs;
 use super::feed::{self, Body};
-use super::request::{Place, Request, query};
-use super::rest::{self, Outcome};
+use super::request::{Place, Request, Upgrade, query};
+use super::rest::{self, Around, Outcome};
 use super::secure::Identity;
 use super::time::now;
 
@@ -47,6 +49,7 @@ pub struct Shared {
     listening: watch::Sender<bool>,
     /// Listeners that a runtime knows.
     accepting: AtomicUsize,
+    containers: Mutex<Containers>,
 }
 
 impl Shared {
@@ -73,6 +76,7 @@ impl Shared {
             connections: watch::Sender::new(0),
             listening: watch::Sender::new(true),
             accepting: AtomicUsize::new(0),
+            containers: Mutex::default(),
         })
     }
 
@@ -84,6 +88,11 @@ impl Shared {
     /// What goes wrong.
     pub fn knobs(&self) -> MutexGuard<'_, Knobs> {
         self.knobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What runs in pods.
+    pub fn containers(&self) -> MutexGuard<'_, Containers> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it listens.
@@ -235,7 +244,8 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     });
     let server = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut server = std::pin::pin!(server);
     let mut is_stopped = false;
     loop {
@@ -255,7 +265,8 @@ async fn stopped(listening: &mut watch::Receiver<bool>) -> bool {
     listening.wait_for(|&listening| !listening).await.is_ok()
 }
 
-async fn respond(shared: Arc<Shared>, incoming: http::Request<Incoming>) -> Response<Body> {
+async fn respond(shared: Arc<Shared>, mut incoming: http::Request<Incoming>) -> Response<Body> {
+    let upgrade = hyper::upgrade::on(&mut incoming);
     let request = match read(incoming).await {
         Ok(request) => request,
         Err(failure) => return refusal(&failure),
@@ -275,10 +286,11 @@ async fn respond(shared: Arc<Shared>, incoming: http::Request<Incoming>) -> Resp
         return refusal(&Failure::new(401, "Unauthorized", "Unauthorized"));
     }
     let outcome = {
-        let forbidden = shared.knobs().forbidden.clone();
+        let (forbidden, containers) = (shared.knobs().forbidden.clone(), shared.containers().clone());
+        let around = Around { forbidden: &forbidden, containers: &containers };
         let mut cluster = shared.cluster();
         let before = cluster.store.version();
-        let outcome = rest::answer(&mut cluster, &request, &forbidden, now());
+        let outcome = rest::answer(&mut cluster, &request, &around, now());
         if cluster.store.version() != before {
             shared.wake_watches();
         }
@@ -296,9 +308,25 @@ async fn respond(shared: Arc<Shared>, incoming: http::Request<Incoming>) -> Resp
             response.headers_mut().insert(header::CONTENT_TYPE, json);
             response
         }
+        Ok(Outcome::Exec(exec)) => switch(*exec, upgrade),
         Ok(Outcome::Nowhere) => whole(404, "text/plain; charset=utf-8", b"404 page not found\n".to_vec()),
         Err(failure) => refusal(&failure),
     }
+}
+
+/// From here on it is WebSocket.
+fn switch(exec: Exec, upgrade: OnUpgrade) -> Response<Body> {
+    let mut response = whole(101, "text/plain", Vec::new());
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(exec.protocol));
+    if let Ok(accept) = header::HeaderValue::from_str(&exec.accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    tokio::spawn(exec::serve(exec, upgrade));
+    response
 }
 
 /// What kubelet does when the containers of a pod have ended.
@@ -328,6 +356,10 @@ async fn read(incoming: http::Request<Incoming>) -> Result<Request, Failure> {
         user_agent: text(header::USER_AGENT),
         token: text(header::AUTHORIZATION).strip_prefix("Bearer ").map(str::to_owned),
         body: body.to_bytes().to_vec(),
+        query_text: head.uri.query().unwrap_or_default().to_owned(),
+        upgrade: text(header::UPGRADE)
+            .eq_ignore_ascii_case("websocket")
+            .then(|| Upgrade { key: text(header::SEC_WEBSOCKET_KEY), protocols: text(header::SEC_WEBSOCKET_PROTOCOL) }),
     })
 }
 

@@ -12,6 +12,18 @@ pub(super) async fn client(access: &ApiAccess) -> Result<kube::Client, ControlEr
     kube::Client::try_from(config).map_err(|error| ControlError::ApiAccess(describe(&error)))
 }
 
+/// As [`client`], for an operator: without a file and a context it looks where kubectl looks.
+pub(super) async fn operators_client(access: &ApiAccess) -> Result<kube::Client, String> {
+    let config = match access {
+        ApiAccess { kubeconfig: None, context: None } => kube::Config::infer().await.map_err(|error| {
+            let way_out = "give --kubeconfig FILE, or KUBECONFIG, as for kubectl";
+            format!("no API server is known: {}; {way_out}", describe(&error))
+        })?,
+        given => config(given).await?,
+    };
+    kube::Client::try_from(config).map_err(|error| describe(&error))
+}
+
 async fn config(access: &ApiAccess) -> Result<kube::Config, String> {
     let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
     let from_file = match (&access.kubeconfig, &access.context) {

@@ -12,8 +12,7 @@ use super::decode::Mistake;
 use super::{Key, Kind};
 use crate::model::workload::Exclusions;
 
-/// Opt-in, on a namespace or a pod: `enabled` or `disabled`.
-pub(in crate::control) const MODE_LABEL: &str = "mesh-agent.io/mode";
+pub(in crate::control) use crate::model::workload::MODE_LABEL;
 /// Ports of destinations that a pod's connections reach without the agent.
 pub(in crate::control) const EXCLUDE_OUTBOUND_PORTS: &str = "mesh-agent.io/exclude-outbound-ports";
 /// Ports of the pod that are reached without the agent.
