@@ -21,7 +21,7 @@ use crate::topology::{Node, Side, Sides};
 use crate::{http, programs, wait};
 
 /// Where everything of the mesh's own lives.
-pub const NAMESPACE: &str = "mesh-agent";
+pub const NAMESPACE: &str = "mesh-agent-system";
 /// Whom agents' tokens are for.
 pub const AUDIENCE: &str = "mesh-agent-ca";
 /// The Secret of the root.

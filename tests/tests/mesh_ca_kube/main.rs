@@ -22,7 +22,7 @@ use mesh_tests::wait;
 
 const WITHIN: Duration = Duration::from_secs(60);
 /// The options by which the first replica makes the root.
-const MAKES_ROOT: [&str; 2] = ["--create-root-secret", "mesh-agent/mesh-agent-ca-root"];
+const MAKES_ROOT: [&str; 2] = ["--create-root-secret", "mesh-agent-system/mesh-agent-ca-root"];
 
 /// A cluster with an authority on each node and their agents, `shop/client` on the first node and `shop/server` on the
 /// second.
@@ -146,7 +146,7 @@ fn whoever_is_not_the_agent_of_a_pods_node_gets_nothing() -> Result<()> {
         let table = [
             ("no pod of that account on the node", good()?, "shop/server", "not_on_node"),
             ("no such account", good()?, "shop/nobody", "not_on_node"),
-            ("the agent's own", good()?, "mesh-agent/mesh-agent", "not_on_node"),
+            ("the agent's own", good()?, "mesh-agent-system/mesh-agent", "not_on_node"),
             ("for the API server", ca.token(Side::A, &[], WITHIN)?, "shop/client", "token_audience"),
             ("for istiod", ca.token(Side::A, &["istio-ca"], WITHIN)?, "shop/client", "token_audience"),
             ("over", over, "shop/client", "token_expired"),

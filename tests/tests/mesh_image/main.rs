@@ -5,6 +5,7 @@
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
 mod lacking;
+mod roles;
 
 use std::fs;
 use std::net::SocketAddr;

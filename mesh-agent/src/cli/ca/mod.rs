@@ -55,7 +55,7 @@ pub struct CaArgs {
     #[arg(long, env = "MESH_CA_TOKEN_AUDIENCE", default_value = "mesh-agent-ca")]
     token_audience: String,
     /// In a cluster: NAMESPACE/NAME of the agents' service account.
-    #[arg(long, env = "MESH_CA_AGENT_ACCOUNT", default_value = "mesh-agent/mesh-agent")]
+    #[arg(long, env = "MESH_CA_AGENT_ACCOUNT", default_value = "mesh-agent-system/mesh-agent")]
     agent_account: Account,
     /// Longest life of a workload's certificate, in seconds; at most a day.
     #[arg(long, env = "MESH_CA_MAX_TTL_SECONDS", default_value_t = WORKLOAD_TTL_MAX.as_secs(),

@@ -91,6 +91,8 @@ impl RootDir {
             }
             match self.read().and_then(|pem| pem.map(|pem| self.authority(&pem)).transpose()) {
                 Ok(Some(authority)) => root.replace(authority),
+                // A Secret that the first start has made is mounted later.
+                Ok(None) if seen.is_empty() => {}
                 Ok(None) => tracing::warn!(dir = %self.dir.display(), "the root is gone from here; it stays in force"),
                 Err(error) => {
                     failed();

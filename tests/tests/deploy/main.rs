@@ -3,6 +3,8 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::unwrap_used)]
 
+mod words;
+
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -21,7 +23,7 @@ const SOON: Duration = Duration::from_secs(40);
 const NAMESPACE: &str = "mesh-agent-system";
 const AGENT: &str = "mesh-agent";
 const CONTROLLER: &str = "mesh-agent-controller";
-/// What the CNI plugin asks while the agent is away: `mesh_cni` has the agent away.
+/// What the CNI plugin asks while the agent is away: `mesh_image` takes them from the plugin.
 const OF_THE_PLUGIN: [(&str, &str); 2] = [("get", "namespaces"), ("get", "pods")];
 
 /// What the agent has logged in this process.
