@@ -75,7 +75,8 @@ async fn main() -> Result<()> {
     let (plain, http) =
         (tokio::net::TcpListener::bind((cart_ip, 0)).await?, tokio::net::TcpListener::bind((cart_ip, 0)).await?);
     let workloads = vec![workload("web", web_ip)?, workload("cart", cart_ip)?];
-    let mut parts = SnapshotParts { trust_domain: "cluster.local".into(), workloads, ..SnapshotParts::default() };
+    let mut parts =
+        SnapshotParts { trust_domain: "cluster.local".into(), workloads: workloads.into(), ..SnapshotParts::default() };
     let vip = SocketAddr::from(([10, 96, 0, 1], 80));
     routed(&mut parts, vip, http.local_addr()?, "cart");
     snapshots.publish(Snapshot::new(1, parts));

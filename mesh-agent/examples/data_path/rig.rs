@@ -110,7 +110,7 @@ pub fn workload(name: &str, ip: Ipv4Addr) -> Result<Arc<Workload>> {
         app: name.into(),
         node: name.into(),
         zone: "".into(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::new().into(),
         identity: Identity::new("cluster.local", "bench", name)?,
         ips: vec![ip.into()],
         host_network: false,
@@ -149,7 +149,7 @@ fn wire() -> Vec<String> {
 pub fn routed(parts: &mut SnapshotParts, vip: SocketAddr, app: SocketAddr, pod: &str) {
     let reference = ServiceRef { namespace: "bench".into(), name: "shop".into(), port: vip.port() };
     let endpoint = Endpoint { workload: Some(pod.into()), ..Endpoint::new(EndpointAddr::new(app)) };
-    parts.services.push(Arc::new(ServicePort {
+    parts.services.put(Arc::new(ServicePort {
         namespace: Arc::clone(&reference.namespace),
         name: Arc::clone(&reference.name),
         port_name: "http".into(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::addr::EndpointAddr;
 use crate::model::service::ServicePort;
+use crate::snapshot::Table;
 
 /// Most clients remembered. Clients are pods of this node, so this is 256 pods with 256 such services each;
 /// at about 100 bytes an entry it bounds the map at 7 MiB. Who does not fit is balanced without affinity.
@@ -65,7 +66,7 @@ impl Affinity {
     }
 
     /// Forgets pins to endpoints that `services` no longer have.
-    pub(super) fn retain(&mut self, services: &[Arc<ServicePort>]) {
+    pub(super) fn retain(&mut self, services: &Table<ServicePort>) {
         if self.pins.is_empty() {
             return;
         }

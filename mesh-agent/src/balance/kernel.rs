@@ -2,6 +2,7 @@
 //! captured pods of its own node. The rest is drawn for the agent.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use mesh_common::value::{EndpointValue, SERVICE_EMPTY, ServiceValue};
 
@@ -15,7 +16,12 @@ use crate::snapshot::Snapshot;
 #[must_use]
 pub fn client(snapshot: &Snapshot, node: &str) -> Client {
     // Every pod of a node is in the node's zone.
-    let zone = snapshot.workloads().iter().find(|workload| *workload.node == *node).map(|w| w.zone.clone());
+    let any = if *node == *snapshot.node() {
+        snapshot.local_workloads().next()
+    } else {
+        snapshot.workloads().iter().find(|workload| *workload.node == *node)
+    };
+    let zone = any.map(|workload| Arc::clone(&workload.zone));
     Client { ip: Ipv4Addr::UNSPECIFIED.into(), node: node.into(), zone: zone.unwrap_or_default() }
 }
 

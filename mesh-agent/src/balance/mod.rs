@@ -41,6 +41,7 @@ use crate::model::service::{Endpoint, ServicePort};
 use crate::model::traffic::{Balancing, Ejection, RetryBudget};
 use crate::model::workload::Workload;
 use crate::route::weights::SmoothWeights;
+use crate::snapshot::Table;
 
 /// Who asks for an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,7 +307,7 @@ impl Balancer {
 
     /// Forgets what concerns endpoints, Services and rules that are no longer there. To be called with each new
     /// snapshot, or now and then.
-    pub fn retain(&self, services: &[Arc<ServicePort>], routes: &[Arc<PortRoutes>]) {
+    pub fn retain(&self, services: &Table<ServicePort>, routes: &[Arc<PortRoutes>]) {
         lock(&self.affinity).retain(services);
         let endpoints: HashSet<EndpointAddr> =
             services.iter().flat_map(|service| &service.endpoints).map(|endpoint| endpoint.addr).collect();

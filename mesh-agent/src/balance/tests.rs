@@ -132,7 +132,7 @@ fn connections_that_stay_open_spread_evenly() {
     }
     drop(held);
     assert!(service.endpoints.iter().all(|endpoint| balancer.live(endpoint.addr) == 0));
-    balancer.retain(&[], &[]);
+    balancer.retain(&Table::default(), &[]);
     assert_eq!(balancer.loads.len(), 0, "an endpoint that is gone leaves nothing behind");
 }
 
@@ -184,13 +184,13 @@ fn a_pin_dies_with_its_endpoint() {
     let balancer = Balancer::new();
     let pinned = ServicePort { affinity: Some(Duration::from_secs(10)), ..three() };
     let first = balancer.choose(&pinned, &client(), &[]).expect("an endpoint").addr();
-    balancer.retain(&[Arc::new(pinned.clone())], &[]);
+    balancer.retain(&vec![Arc::new(pinned.clone())].into(), &[]);
     assert_eq!(balancer.pinned(), 1);
 
     let mut without = pinned;
     without.endpoints.retain(|endpoint| endpoint.addr != first);
     assert_ne!(balancer.choose(&without, &client(), &[]).expect("an endpoint").addr(), first);
     without.endpoints.clear();
-    balancer.retain(&[Arc::new(without)], &[]);
+    balancer.retain(&vec![Arc::new(without)].into(), &[]);
     assert_eq!(balancer.pinned(), 0);
 }

@@ -19,6 +19,7 @@ mod kubelet;
 mod linger;
 mod links;
 mod locate;
+mod mesh_ips;
 mod netlink;
 mod netns;
 mod object;
@@ -35,6 +36,7 @@ mod sweep;
 mod sync;
 mod uninstall;
 mod veth;
+mod written;
 
 pub use error::{CaptureError, NotCaptured};
 pub use events::{Closed, EventReader, KernelEvent, Refusal};

@@ -14,7 +14,8 @@ use mesh_common::value::{BROKEN_POLICY, MeshIpValue, NO_POLICY, POD_CAPTURES, Po
 use super::error::CaptureError;
 use super::kernel::{Kernel, Maps};
 use super::pod::EnrolledPod;
-use super::{digest, egress, rules, services};
+use super::written::Last;
+use super::{digest, egress, mesh_ips, rules, services};
 pub(super) use crate::model::addr::key_ip;
 use crate::model::workload::{Workload, WorkloadUid};
 use crate::policy::facts;
@@ -24,9 +25,11 @@ use crate::snapshot::Snapshot;
 /// What the maps hold, so that a sync costs what changed.
 #[derive(Default)]
 pub(super) struct Mirror {
-    mesh_ips: HashMap<Ip, MeshIpValue>,
+    pub(super) mesh_ips: HashMap<Ip, MeshIpValue>,
     port_rules: HashMap<PortKey, PortRule>,
     cidrs: HashSet<(u32, CidrKey)>,
+    /// What of a snapshot was written last. `None`: nothing, or not all of it could be.
+    last: Option<Last>,
 }
 
 /// What is written of a pod besides what it is told.
@@ -82,8 +85,11 @@ impl Kernel {
                 self.guards.note(&pod.netns, workload);
             }
         }
-        keep(sync_mesh_ips(&mut maps, snapshot, &cookies));
-        keep(services::sync(&mut maps, snapshot, &cookies));
+        let last = maps.mirror.last.take();
+        let written = mesh_ips::sync(&mut maps, snapshot, &cookies, last.as_ref());
+        let written = written.and(services::sync(&mut maps, snapshot, &cookies, last.as_ref()));
+        maps.mirror.last = written.is_ok().then(|| Last::of(snapshot, cookies));
+        keep(written);
         keep(self.settle_egress(&mut maps));
         drop(maps);
         self.settle_guards();
@@ -223,33 +229,4 @@ fn sync_cidrs(maps: &mut Maps, cookie: u64, wanted: &HashSet<(u32, CidrKey)>) ->
         maps.mirror.cidrs.remove(&(len, data));
     }
     written
-}
-
-fn sync_mesh_ips(
-    maps: &mut Maps,
-    snapshot: &Snapshot,
-    cookies: &HashMap<WorkloadUid, u64>,
-) -> Result<(), CaptureError> {
-    let captured = snapshot.workloads().iter().filter(|workload| workload.captured.is_some());
-    let entry = |workload: &Workload| {
-        let here = (*workload.node == *snapshot.node()).then(|| cookies.get(&workload.uid)).flatten();
-        MeshIpValue { netns_cookie: here.copied().unwrap_or(0) }
-    };
-    let wanted: HashMap<Ip, MeshIpValue> =
-        captured.flat_map(|workload| workload.ips.iter().map(move |ip| (key_ip(*ip), entry(workload)))).collect();
-    for (ip, value) in &wanted {
-        if maps.mirror.mesh_ips.get(ip) != Some(value) {
-            maps.mesh_ips.insert(ip, value, 0).map_err(|e| CaptureError::map("mesh_ips", &e))?;
-            maps.mirror.mesh_ips.insert(*ip, *value);
-        }
-    }
-    let map = &mut maps.mesh_ips;
-    maps.mirror.mesh_ips.retain(|ip, _| {
-        let keep = wanted.contains_key(ip);
-        if !keep {
-            let _ = map.remove(ip);
-        }
-        keep
-    });
-    Ok(())
 }

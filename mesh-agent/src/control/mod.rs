@@ -35,7 +35,7 @@ pub use self::publish::{Published, publish_captured};
 use self::source::DirSource;
 use crate::model::identity::{Identity, IdentityError};
 use crate::model::problem::Problem;
-use crate::snapshot::{Snapshot, SnapshotParts, SnapshotStore};
+use crate::snapshot::{SnapshotParts, SnapshotStore};
 
 /// The CustomResourceDefinitions of our kinds, as objects for the API server.
 #[must_use]
@@ -156,10 +156,11 @@ impl Publisher {
         if self.last.as_ref() == Some(&parts) {
             return;
         }
-        self.log(&parts.problems);
-        let generation = self.store.load().generation() + 1;
-        self.store.publish(Snapshot::new(generation, parts.clone()));
-        self.last = Some(parts);
+        if self.last.as_ref().is_none_or(|last| last.problems != parts.problems) {
+            self.log(&parts.problems);
+        }
+        self.last = Some(parts.clone());
+        self.store.publish(self.store.load().next(parts));
     }
 
     fn log(&mut self, problems: &[Problem]) {

@@ -28,7 +28,7 @@ pub(super) fn pod(name: &str, node: &str, ip: &str) -> Workload {
         app: name.into(),
         node: node.into(),
         zone: "".into(),
-        labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+        labels: BTreeMap::from([("app".to_owned(), name.to_owned())]).into(),
         identity: Identity::new("cluster.local", "shop", name).unwrap(),
         ips: vec![ip.parse().unwrap()],
         host_network: false,

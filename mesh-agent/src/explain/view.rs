@@ -27,14 +27,17 @@ use crate::snapshot::Snapshot;
 pub(super) struct NodeView<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) node: &'a str,
+    captured: Vec<&'a Workload>,
     cookies: HashMap<&'a str, u64>,
 }
 
 impl<'a> NodeView<'a> {
     pub(super) fn new(snapshot: &'a Snapshot, node: &'a str) -> Self {
-        let all = (1..).zip(snapshot.workloads());
-        let here = all.filter(|(_, workload)| workload.captured.is_some() && *workload.node == *node);
-        Self { snapshot, node, cookies: here.map(|(cookie, workload)| (&*workload.uid, cookie)).collect() }
+        let all = snapshot.workloads().iter().map(|workload| &**workload);
+        let captured: Vec<&Workload> =
+            all.filter(|workload| workload.captured.is_some() && *workload.node == *node).collect();
+        let cookies = (1..).zip(&captured).map(|(cookie, workload)| (&*workload.uid, cookie)).collect();
+        Self { snapshot, node, captured, cookies }
     }
 
     /// The cookie of a captured pod of this node.
@@ -45,7 +48,7 @@ impl<'a> NodeView<'a> {
     /// The pod with this cookie.
     pub(super) fn pod(&self, cookie: u64) -> Option<&'a Workload> {
         let index = usize::try_from(cookie.checked_sub(1)?).ok()?;
-        self.snapshot.workloads().get(index).map(|workload| &**workload)
+        self.captured.get(index).copied()
     }
 
     fn rules(&self, workload: &Workload) -> Digest {

@@ -73,7 +73,7 @@ mod tests {
 
     fn pod(enrolment: Enrolment, label: Option<&str>) -> Workload {
         let mut pod = Workload { enrolment, ..example("web", "a", "10.0.0.1") };
-        pod.labels.extend(label.map(|value| (MODE_LABEL.to_owned(), value.to_owned())));
+        std::sync::Arc::make_mut(&mut pod.labels).extend(label.map(|value| (MODE_LABEL.to_owned(), value.to_owned())));
         pod
     }
 

@@ -1,6 +1,6 @@
 //! Services as kube-proxy understands them: (service, port, protocol), target port resolved per slice.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub enum Protocol {
 }
 
 /// One port of one Service with its endpoints; of a TCP port the unit of balancing.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePort {
     /// Namespace of the Service.
     pub namespace: Arc<str>,
@@ -59,7 +59,7 @@ pub enum AppProtocol {
 }
 
 /// One endpoint of a service port.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Where it listens.
     pub addr: EndpointAddr,
@@ -104,6 +104,17 @@ impl ServicePort {
     #[must_use]
     pub fn reference(&self) -> ServiceRef {
         ServiceRef { namespace: Arc::clone(&self.namespace), name: Arc::clone(&self.name), port: self.port }
+    }
+
+    /// Where it is dialled: its virtual addresses with its port.
+    pub fn vip_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.vips.iter().map(|ip| SocketAddr::new(*ip, self.port))
+    }
+
+    /// Whether both are the same port of the same Service, perhaps as they are at different times.
+    #[must_use]
+    pub fn is_same_port(&self, other: &Self) -> bool {
+        (self.port, &self.name, &self.namespace) == (other.port, &other.name, &other.namespace)
     }
 
     /// `appProtocol` (GEP-1911), else the port's name up to the first `-`, as Istio reads it.

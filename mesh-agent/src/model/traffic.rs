@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 /// What holds for the requests to one Service port.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Which endpoint a request goes to.
     pub balancing: Balancing,

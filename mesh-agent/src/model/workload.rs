@@ -15,8 +15,11 @@ pub const MODE_LABEL: &str = "mesh-agent.io/mode";
 /// A pod's uid: the key of everything that belongs to one pod (pools, permits, records).
 pub type WorkloadUid = Arc<str>;
 
+/// A pod's labels; the replicas of a Deployment share them.
+pub type Labels = Arc<BTreeMap<String, String>>;
+
 /// One pod.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// `metadata.uid`.
     pub uid: WorkloadUid,
@@ -31,7 +34,7 @@ pub struct Workload {
     /// The node's `topology.kubernetes.io/zone`; empty when unknown.
     pub zone: Arc<str>,
     /// `metadata.labels`, for selectors.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Service account identity.
     pub identity: Identity,
     /// The pod IPs that this pod owns (design §5, "who owns an IP"); canonical.

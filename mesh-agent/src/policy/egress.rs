@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use mesh_common::value::{ADMITTED_CLUSTER_DNS, ADMITTED_KUBERNETES, ADMITTED_NODE_LOCAL_DNS, ADMITTED_SERVICE};
 
 use crate::model::egress::{BuiltIn, Destination};
 use crate::model::service::{Protocol, ServicePort};
-use crate::snapshot::SnapshotParts;
+use crate::snapshot::{SnapshotParts, Table};
 
 const DNS_PORT: u16 = 53;
 
@@ -25,7 +26,7 @@ pub fn admitted(parts: &SnapshotParts) -> HashMap<Destination, BuiltIn> {
             admit(SocketAddr::new(ip, DNS_PORT), protocol, BuiltIn::NodeLocalDns);
         }
     }
-    let all = [(&parts.services, Protocol::Tcp), (&parts.udp_services, Protocol::Udp)];
+    let all = tables(parts);
     for (service, protocol) in all.iter().flat_map(|(services, protocol)| services.iter().map(|one| (one, *protocol))) {
         let rule = rule_of(service);
         let named = rule != BuiltIn::Service;
@@ -38,6 +39,24 @@ pub fn admitted(parts: &SnapshotParts) -> HashMap<Destination, BuiltIn> {
         }
     }
     admitted
+}
+
+/// Whether `now` may admit something else than `before`: looks at what has changed.
+#[must_use]
+pub fn differs(before: &SnapshotParts, now: &SnapshotParts) -> bool {
+    let matters = |service: &Arc<ServicePort>, protocol| {
+        protocol == Protocol::Udp || service.vips.is_empty() || rule_of(service) != BuiltIn::Service
+    };
+    let mut tables = tables(before).into_iter().zip(tables(now));
+    before.node_local_dns != now.node_local_dns
+        || tables.any(|((before, protocol), (now, _))| {
+            let mut changed = now.since(before).flat_map(|(old, new)| old.into_iter().chain(new));
+            changed.any(|service| matters(service, protocol))
+        })
+}
+
+fn tables(parts: &SnapshotParts) -> [(&Table<ServicePort>, Protocol); 2] {
+    [(&parts.services, Protocol::Tcp), (&parts.udp_services, Protocol::Udp)]
 }
 
 /// The rule that a Service's port comes under.
@@ -69,7 +88,6 @@ mod tests {
     use super::*;
     use crate::model::addr::EndpointAddr;
     use crate::model::service::Endpoint;
-    use std::sync::Arc;
 
     fn service(name: &str, port: u16, vips: &[&str], endpoints: &[&str]) -> Arc<ServicePort> {
         let (namespace, name) = name.split_once('/').unwrap();
@@ -94,14 +112,16 @@ mod tests {
                 service("default/kubernetes", 443, &["10.96.0.1"], &["192.0.2.1:6443"]),
                 service("shop/web", 80, &["10.96.0.20"], &["10.0.0.4:8080"]),
                 service("shop/db", 5432, &[], &["192.0.2.9:5432"]),
-            ],
+            ]
+            .into(),
             udp_services: vec![
                 dns("kube-system/coredns"),
                 // As a headless Service for DNS's own pods would be.
                 service("kube-system/dns-pods", 53, &[], &["10.0.0.3:1053"]),
                 service("shop/game", 7000, &["10.96.0.21"], &["10.0.0.5:7000"]),
                 service("shop/kubernetes", 443, &["10.96.0.22"], &[]),
-            ],
+            ]
+            .into(),
             ..SnapshotParts::default()
         };
         let mut expected = HashMap::new();

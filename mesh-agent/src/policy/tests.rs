@@ -21,7 +21,7 @@ pub(super) fn web(peer_mode: PeerModes) -> Workload {
         app: "web".into(),
         node: "node-a".into(),
         zone: "".into(),
-        labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
+        labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]).into(),
         identity: identity(TRUST_DOMAIN, "shop", "web"),
         ips: vec!["10.0.0.1".parse().expect("address")],
         host_network: false,
@@ -49,7 +49,7 @@ pub(super) fn verified(namespace: &str, service_account: &str) -> PeerIdentity {
 pub(super) fn snapshot(workload: Workload, policies: Vec<Policy>) -> Snapshot {
     let parts = SnapshotParts {
         trust_domain: TRUST_DOMAIN.into(),
-        workloads: vec![Arc::new(workload)],
+        workloads: vec![Arc::new(workload)].into(),
         policies: policies.into_iter().map(Arc::new).collect(),
         ..SnapshotParts::default()
     };

@@ -1,43 +1,50 @@
 //! The compiled, immutable view that every decision of the data path reads.
 //!
 //! Built by `control`, swapped whole by generation. It never changes after it is published, so two look-ups
-//! in one snapshot always agree.
+//! in one snapshot always agree. A generation shares with the one before whatever is the same in both: it costs what
+//! has changed, and so does looking for what that is.
 
+mod routing;
+mod select;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use imbl::OrdMap;
 use tokio::sync::watch;
 
+pub use self::routing::Routing;
+use self::select::{Selected, same};
+pub use self::table::{Change, Keyed, Table};
+
 use crate::model::egress::{BuiltIn, Destination};
-use crate::model::policy::{Policy, Target};
+use crate::model::policy::Policy;
 use crate::model::problem::Problem;
 use crate::model::route::{PortRoutes, RouteStatus, ServiceRef};
 use crate::model::service::ServicePort;
 use crate::model::workload::{Workload, WorkloadUid};
-
-/// The policies that select one workload; workloads with the same labels share them.
-type Policies = Arc<[Arc<Policy>]>;
+use crate::policy::egress;
 
 /// What a source must hand over to make a [`Snapshot`].
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct SnapshotParts {
     /// Name of the node this agent serves.
     pub node: Arc<str>,
     /// SPIFFE trust domain.
     pub trust_domain: Arc<str>,
     /// Every known namespace, and whether it is opted in.
-    pub namespaces: BTreeMap<Arc<str>, bool>,
+    pub namespaces: Arc<BTreeMap<Arc<str>, bool>>,
     /// Every known pod.
-    pub workloads: Vec<Arc<Workload>>,
+    pub workloads: Table<Workload>,
     /// Every known TCP service port.
-    pub services: Vec<Arc<ServicePort>>,
+    pub services: Table<ServicePort>,
     /// Every known UDP service port: of these only addresses matter, as destinations that are admitted.
-    pub udp_services: Vec<Arc<ServicePort>>,
+    pub udp_services: Table<ServicePort>,
     /// Where the node's DNS cache listens, if pods may use one.
     pub node_local_dns: Option<IpAddr>,
     /// Every policy in force.
@@ -45,48 +52,111 @@ pub struct SnapshotParts {
     /// The routes in force: at most one entry for a Service port and a consumer namespace (or none).
     pub routes: Vec<Arc<PortRoutes>>,
     /// What is said of each route that has a parent of ours.
-    pub route_statuses: Vec<RouteStatus>,
+    pub route_statuses: Arc<[RouteStatus]>,
     /// Every mistake not yet mended.
-    pub problems: Vec<Problem>,
+    pub problems: Arc<[Problem]>,
 }
+
+impl PartialEq for SnapshotParts {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.node, &self.trust_domain, self.node_local_dns, &self.namespaces)
+            == (&other.node, &other.trust_domain, other.node_local_dns, &other.namespaces)
+            && self.workloads == other.workloads
+            && self.services == other.services
+            && self.udp_services == other.udp_services
+            && same(&self.policies, &other.policies)
+            && same(&self.routes, &other.routes)
+            && self.route_statuses == other.route_statuses
+            && self.problems == other.problems
+    }
+}
+
+/// Workloads by the addresses that they own.
+pub type Addresses = OrdMap<IpAddr, Arc<Workload>>;
 
 /// One generation of the mesh's state.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     generation: u64,
     parts: SnapshotParts,
-    by_uid: HashMap<WorkloadUid, Arc<Workload>>,
-    by_ip: HashMap<IpAddr, Arc<Workload>>,
-    by_vip: HashMap<SocketAddr, Arc<ServicePort>>,
-    by_ref: HashMap<ServiceRef, Arc<ServicePort>>,
-    routes: HashMap<ServiceRef, Attached>,
-    selected: HashMap<WorkloadUid, Policies>,
-    admitted: HashMap<Destination, BuiltIn>,
-}
-
-/// The routes of one Service port.
-#[derive(Debug, Default)]
-struct Attached {
-    producer: Option<Arc<PortRoutes>>,
-    consumers: HashMap<Arc<str>, Arc<PortRoutes>>,
+    by_ip: Addresses,
+    by_vip: OrdMap<SocketAddr, Arc<ServicePort>>,
+    local: Table<Workload>,
+    routing: Arc<Routing>,
+    selected: Selected,
+    admitted: Arc<OnceLock<HashMap<Destination, BuiltIn>>>,
 }
 
 impl Snapshot {
     /// Indexes `parts` as generation `generation`.
     #[must_use]
     pub fn new(generation: u64, parts: SnapshotParts) -> Self {
-        let by_uid = parts.workloads.iter().map(|w| (Arc::clone(&w.uid), Arc::clone(w))).collect();
-        let by_ip = parts.workloads.iter().flat_map(|w| w.ips.iter().map(|ip| (*ip, Arc::clone(w)))).collect();
-        let by_vip = parts
-            .services
-            .iter()
-            .flat_map(|s| s.vips.iter().map(|ip| (SocketAddr::new(*ip, s.port), Arc::clone(s))))
-            .collect();
-        let by_ref = parts.services.iter().map(|s| (s.reference(), Arc::clone(s))).collect();
-        let routes = attach(&parts.routes);
-        let selected = select(&parts);
-        let admitted = crate::policy::egress::admitted(&parts);
-        Self { generation, parts, by_uid, by_ip, by_vip, by_ref, routes, selected, admitted }
+        let nothing =
+            Self { parts: SnapshotParts { node: Arc::clone(&parts.node), ..Default::default() }, ..Self::default() };
+        Self { generation, ..nothing.next(parts) }
+    }
+
+    /// The generation after this one, of `parts`: the same as a [`Self::new`] one, at the cost of what has changed.
+    #[must_use]
+    pub fn next(&self, parts: SnapshotParts) -> Self {
+        let generation = self.generation + 1;
+        if self.parts.node != parts.node {
+            return Self::new(generation, parts);
+        }
+        let same_routes = generation > 1 && same(&self.parts.routes, &parts.routes);
+        let same_admitted = generation > 1 && !egress::differs(&self.parts, &parts);
+        Self {
+            generation,
+            by_ip: self.by_ip_in(&parts),
+            by_vip: self.by_vip_in(&parts),
+            local: self.local_in(&parts),
+            routing: if same_routes { Arc::clone(&self.routing) } else { Arc::new(Routing::new(&parts.routes)) },
+            selected: select::update(self.selected.clone(), &self.parts, &parts),
+            admitted: if same_admitted { Arc::clone(&self.admitted) } else { Arc::default() },
+            parts,
+        }
+    }
+
+    /// An address may go from one pod to another in one step: what is given up goes first.
+    fn by_ip_in(&self, parts: &SnapshotParts) -> Addresses {
+        let mut by_ip = self.by_ip.clone();
+        for old in parts.workloads.since(&self.parts.workloads).filter_map(|(old, _)| old) {
+            for ip in &old.ips {
+                if by_ip.get(ip).is_some_and(|owner| owner.uid == old.uid) {
+                    by_ip.remove(ip);
+                }
+            }
+        }
+        for new in parts.workloads.since(&self.parts.workloads).filter_map(|(_, new)| new) {
+            by_ip.extend(new.ips.iter().map(|ip| (*ip, Arc::clone(new))));
+        }
+        by_ip
+    }
+
+    fn by_vip_in(&self, parts: &SnapshotParts) -> OrdMap<SocketAddr, Arc<ServicePort>> {
+        let mut by_vip = self.by_vip.clone();
+        for old in parts.services.since(&self.parts.services).filter_map(|(old, _)| old) {
+            for vip in old.vip_addresses() {
+                if by_vip.get(&vip).is_some_and(|owner| owner.is_same_port(old)) {
+                    by_vip.remove(&vip);
+                }
+            }
+        }
+        for new in parts.services.since(&self.parts.services).filter_map(|(_, new)| new) {
+            by_vip.extend(new.vip_addresses().map(|vip| (vip, Arc::clone(new))));
+        }
+        by_vip
+    }
+
+    fn local_in(&self, parts: &SnapshotParts) -> Table<Workload> {
+        let mut local = self.local.clone();
+        for (old, new) in parts.workloads.since(&self.parts.workloads) {
+            match new.filter(|workload| workload.node == parts.node) {
+                Some(workload) => local.put(Arc::clone(workload)),
+                None => old.into_iter().for_each(|old| local.remove(&old.uid)),
+            }
+        }
+        local
     }
 
     /// Grows by one with every published change.
@@ -110,7 +180,7 @@ impl Snapshot {
     /// The pod with this uid.
     #[must_use]
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.by_uid.get(uid)
+        self.parts.workloads.get(uid)
     }
 
     /// The pod that owns this (canonical) address.
@@ -139,7 +209,7 @@ impl Snapshot {
     /// The service port of this name: where a route's backend leads.
     #[must_use]
     pub fn service(&self, reference: &ServiceRef) -> Option<&Arc<ServicePort>> {
-        self.by_ref.get(reference)
+        self.parts.services.get(reference)
     }
 
     /// The routes that clients of `client_namespace` meet when they dial `service` by one of its virtual addresses:
@@ -147,17 +217,19 @@ impl Snapshot {
     /// routes. A connection to a pod's address meets none.
     #[must_use]
     pub fn routes_for(&self, service: &ServicePort, client_namespace: &str) -> Option<&Arc<PortRoutes>> {
-        if self.routes.is_empty() {
-            return None;
-        }
-        let attached = self.routes.get(&service.reference())?;
-        attached.consumers.get(client_namespace).or(attached.producer.as_ref())
+        self.routing.of(service, client_namespace)
     }
 
     /// Whether anybody's connections to `service` meet routes.
     #[must_use]
     pub fn is_routed(&self, service: &ServicePort) -> bool {
-        !self.routes.is_empty() && self.routes.contains_key(&service.reference())
+        self.routing.has(service)
+    }
+
+    /// The same in two generations: no connection meets other routes.
+    #[must_use]
+    pub fn routing(&self) -> &Arc<Routing> {
+        &self.routing
     }
 
     /// The routes in force.
@@ -166,10 +238,11 @@ impl Snapshot {
         &self.parts.routes
     }
 
-    /// What is outside the mesh and may be reached by every pod, with the built-in rule that admits it.
+    /// What is outside the mesh and may be reached by every pod, with the built-in rule that admits it. Found when it
+    /// is first asked for: most nodes have no pod that is refused what is outside.
     #[must_use]
     pub fn admitted(&self) -> &HashMap<Destination, BuiltIn> {
-        &self.admitted
+        self.admitted.get_or_init(|| egress::admitted(&self.parts))
     }
 
     /// Every known namespace, and whether it is opted in.
@@ -180,18 +253,30 @@ impl Snapshot {
 
     /// Every known pod.
     #[must_use]
-    pub fn workloads(&self) -> &[Arc<Workload>] {
+    pub fn workloads(&self) -> &Table<Workload> {
         &self.parts.workloads
     }
 
     /// The pods of this node.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.parts.workloads.iter().filter(|w| w.node == self.parts.node)
+        self.local.iter()
+    }
+
+    /// The pods of this node, to be compared with those of another generation.
+    #[must_use]
+    pub fn local(&self) -> &Table<Workload> {
+        &self.local
+    }
+
+    /// Every pod by the addresses it owns, to be compared with another generation's.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.by_ip
     }
 
     /// Every known service port.
     #[must_use]
-    pub fn services(&self) -> &[Arc<ServicePort>] {
+    pub fn services(&self) -> &Table<ServicePort> {
         &self.parts.services
     }
 
@@ -218,44 +303,6 @@ impl Snapshot {
     pub fn problems(&self) -> &[Problem] {
         &self.parts.problems
     }
-}
-
-fn attach(routes: &[Arc<PortRoutes>]) -> HashMap<ServiceRef, Attached> {
-    let mut attached: HashMap<ServiceRef, Attached> = HashMap::new();
-    for routes in routes {
-        let at = attached.entry(routes.service.clone()).or_default();
-        match &routes.consumer {
-            Some(namespace) => {
-                at.consumers.insert(Arc::clone(namespace), Arc::clone(routes));
-            }
-            None => at.producer = Some(Arc::clone(routes)),
-        }
-    }
-    attached
-}
-
-/// The policies of each workload that has any. Policies of other namespaces cost nothing, and workloads with the
-/// same labels, such as the replicas of a Deployment, are looked at once.
-fn select(parts: &SnapshotParts) -> HashMap<WorkloadUid, Policies> {
-    let mut candidates: HashMap<&str, Vec<Arc<Policy>>> = HashMap::new();
-    let mut alike: HashMap<(&str, &BTreeMap<String, String>), Policies> = HashMap::new();
-    let mut selected = HashMap::new();
-    for workload in parts.workloads.iter().filter(|_| !parts.policies.is_empty()) {
-        let candidates = candidates.entry(&workload.namespace).or_insert_with(|| {
-            let reaches = |policy: &&Arc<Policy>| match &policy.target {
-                Target::Mesh => true,
-                Target::Namespace(own) | Target::Selector { namespace: own, .. } => *own == workload.namespace,
-            };
-            parts.policies.iter().filter(reaches).cloned().collect()
-        });
-        let policies = alike
-            .entry((&workload.namespace, &workload.labels))
-            .or_insert_with(|| crate::policy::selecting(workload, candidates).into());
-        if !policies.is_empty() {
-            selected.insert(Arc::clone(&workload.uid), Arc::clone(policies));
-        }
-    }
-    selected
 }
 
 /// Where `control` publishes and everybody else reads.

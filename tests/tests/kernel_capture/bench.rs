@@ -113,7 +113,7 @@ impl Bench {
             workloads,
             services: services.into_iter().chain(self.services.iter().cloned()).collect(),
             policies: self.policies.clone(),
-            udp_services: self.udp_services.clone(),
+            udp_services: self.udp_services.clone().into(),
             node_local_dns: Some(NODE_LOCAL_DNS),
             ..SnapshotParts::default()
         };
@@ -180,7 +180,7 @@ pub fn workload(name: &str, ips: &[&str]) -> Workload {
         app: name.into(),
         node: "a".into(),
         zone: "".into(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::new().into(),
         identity: Identity::new("cluster.local", "test", name).expect("a name"),
         ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
         host_network: false,

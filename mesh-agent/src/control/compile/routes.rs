@@ -15,6 +15,7 @@ use crate::model::route::{
 };
 use crate::model::service::ServicePort;
 use crate::route::order::{self, Ranked};
+use crate::snapshot::Table;
 
 /// A Service port, and whose clients: the key under which routes merge or exclude one another. `None`: everybody's.
 type Place = (ServiceRef, Option<Arc<str>>);
@@ -22,7 +23,7 @@ type Place = (ServiceRef, Option<Arc<str>>);
 /// What there is to refer to.
 struct Referents<'a> {
     services: HashMap<(&'a str, &'a str), &'a Service>,
-    ports: HashMap<ServiceRef, &'a Arc<ServicePort>>,
+    ports: &'a Table<ServicePort>,
 }
 
 /// A route with what became of each of its parents.
@@ -35,10 +36,10 @@ struct Judged<'a> {
 }
 
 /// Compiles `routes`; `ports` are the compiled ports of `services`.
-pub(super) fn compile(
+pub(in crate::control) fn compile(
     routes: &[Found<Route>],
     services: &[Found<Service>],
-    ports: &[Arc<ServicePort>],
+    ports: &Table<ServicePort>,
 ) -> (Vec<Arc<PortRoutes>>, Vec<RouteStatus>) {
     if routes.is_empty() {
         return (Vec::new(), Vec::new());
@@ -48,7 +49,7 @@ pub(super) fn compile(
             .iter()
             .map(|found| ((&*found.object.namespace, &*found.object.name), &*found.object))
             .collect(),
-        ports: ports.iter().map(|port| (port.reference(), port)).collect(),
+        ports,
     };
     let with_parents = routes.iter().map(|found| &*found.object).filter(|route| !route.parents.is_empty());
     let judged: Vec<Judged<'_>> = with_parents.map(|route| referents.judge(route)).collect();
@@ -134,7 +135,7 @@ impl Referents<'_> {
     /// Makes a reference that leads nowhere an invalid one.
     fn resolve(&self, target: &mut Target) {
         let Target::Service(reference) = target else { return };
-        if self.ports.contains_key(reference) {
+        if self.ports.get(reference).is_some() {
             return;
         }
         let (reason, message) = match self.services.get(&(&*reference.namespace, &*reference.name)) {

@@ -40,7 +40,8 @@ pub(super) fn compile(
     };
     let peers = peer_modes::by_scope(&objects.peers);
     let mut workloads = Vec::with_capacity(objects.pods.len());
-    for (at, pod) in objects.pods.iter().enumerate().filter(|(at, _)| !owners.is_impostor(*at)) {
+    let is_compiled = |at: usize| !owners.is_impostor(at) && !objects.bystanders.contains(&at);
+    for (at, pod) in objects.pods.iter().enumerate().filter(|(at, _)| is_compiled(*at)) {
         let account = (&*pod.object.namespace, &*pod.object.service_account);
         let make = || Identity::new(trust_domain, account.0, account.1).ok();
         let Some(identity) = context.identities.entry(account).or_insert_with(make).clone() else {
@@ -78,7 +79,7 @@ impl Context<'_> {
             app: Arc::clone(&pod.app),
             node: Arc::clone(&pod.node),
             zone: Arc::clone(zone),
-            labels: pod.labels.clone(),
+            labels: Arc::clone(&pod.labels),
             identity,
             ips: if owns_nothing { Vec::new() } else { pod.ips.clone() },
             host_network: pod.host_network,

@@ -1,13 +1,18 @@
 //! The API server as a source: objects → [`Event`]s → what is kept → snapshot (decision 0009).
 //!
-//! `watch` lists and watches one kind each, `store` keeps what they say, and [`Cluster::run`] publishes it. The
-//! API server may be away for as long as it likes: what was known stays in force.
+//! `watch` lists and watches one kind each, `store` keeps what they say, `increment` compiles what that changes, and
+//! [`Cluster::run`] publishes it. The API server may be away for as long as it likes: what was known stays in force.
 
 mod ask;
 mod authority;
 mod backoff;
 mod connect;
+mod dirty;
 mod health;
+mod increment;
+mod index;
+mod intern;
+mod kept;
 mod operator;
 mod publish;
 mod status;
@@ -181,12 +186,11 @@ impl Cluster {
             let (trust_netns, statuses) = (config.trust_netns, self.statuses.clone());
             watches.spawn(Watched { kind, client, events, health, trust_netns, statuses }.run());
         }
-        let mut store = Store::new(&self.kinds);
+        let mut store = Store::new(&self.kinds, &config.node, &config.trust_domain);
         if let Some(mut local) = self.local {
             store.apply(Event::Local(Arc::clone(&local.borrow_and_update())));
             watches.spawn(follow(local, events));
         }
-        let (node, trust_domain) = (Arc::from(config.node.as_str()), Arc::from(config.trust_domain.as_str()));
         let mut publisher = Publisher::new(snapshots);
         let mut pause = DEBOUNCE;
         let mut shutdown = std::pin::pin!(shutdown);
@@ -200,10 +204,9 @@ impl Cluster {
             };
             let started = Instant::now();
             // Compiling takes up to seconds for a large cluster: not on this runtime's threads.
-            let (node, trust_domain) = (Arc::clone(&node), Arc::clone(&trust_domain));
             let work = tokio::task::spawn_blocking(move || {
                 batch.into_iter().for_each(|event| store.apply(event));
-                let parts = store.compile(&node, &trust_domain);
+                let parts = store.compile();
                 (store, parts)
             });
             let (returned, parts) = work.await.map_err(|error| ControlError::Internal(error.to_string()))?;

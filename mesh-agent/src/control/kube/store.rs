@@ -9,26 +9,22 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::increment::Increment;
+use super::intern::Interner;
+use super::kept::{Kept, Known};
 use super::{Event, Key, Kind, Object, Reading};
-use crate::control::compile::{Objects, compile};
 use crate::control::keep::Entry;
-use crate::control::object::Pod;
-use crate::model::local::{LocalPod, LocalPods};
+use crate::model::local::LocalPods;
 use crate::model::problem::{Effect, Problem};
 use crate::snapshot::SnapshotParts;
-
-/// Where the objects were found, as problems name it.
-const LOCATION: &str = "API server";
 
 /// The state of the Kubernetes source.
 #[derive(Debug)]
 pub(super) struct Store {
-    location: Arc<str>,
-    /// In the order of their keys: the same objects give the same snapshot, whatever order they came in.
-    entries: BTreeMap<Key, Entry>,
+    kept: Kept,
+    increment: Increment,
+    interner: Interner,
     kinds: BTreeMap<Kind, Standing>,
-    /// What the node itself knows of its pods.
-    local: Arc<LocalPods>,
     /// Something has changed since the last [`Self::compile`].
     changed: bool,
     /// Something has been compiled.
@@ -53,11 +49,11 @@ enum Listing {
 }
 
 impl Store {
-    /// One that has heard of nothing yet and waits for `kinds`.
-    pub(super) fn new(kinds: &[Kind]) -> Self {
+    /// One that has heard of nothing yet and waits for `kinds`, for the agent of `node`.
+    pub(super) fn new(kinds: &[Kind], node: &str, trust_domain: &str) -> Self {
         let kinds = kinds.iter().map(|kind| (*kind, Standing::default())).collect();
-        let (entries, local) = (BTreeMap::new(), Arc::default());
-        Self { location: LOCATION.into(), entries, kinds, local, changed: true, begun: false }
+        let (kept, increment) = (Kept::new(node), Increment::new(trust_domain));
+        Self { kept, increment, interner: Interner::default(), kinds, changed: true, begun: false }
     }
 
     /// Takes in what a watch says.
@@ -65,11 +61,8 @@ impl Store {
         match event {
             Event::Listed(kind, readings) => self.listed(kind, readings),
             Event::Put(key, reading) => self.put(key, reading),
-            Event::Local(local) => {
-                self.changed |= self.local != local;
-                self.local = local;
-            }
-            Event::Removed(key) => self.changed |= self.entries.remove(&key).is_some(),
+            Event::Local(local) => self.learn(local),
+            Event::Removed(key) => self.remove(&key),
             Event::Absent(kind) => self.stand(kind, |standing| {
                 *standing = Standing { listing: Listing::Absent, away: None };
             }),
@@ -90,34 +83,13 @@ impl Store {
     }
 
     /// Everything in force; `None` while something is missing, or when nothing has changed since it was last asked.
-    pub(super) fn compile(&mut self, node: &Arc<str>, trust_domain: &Arc<str>) -> Option<SnapshotParts> {
+    pub(super) fn compile(&mut self) -> Option<SnapshotParts> {
         if !self.is_complete() || !std::mem::take(&mut self.changed) {
             return None;
         }
         self.begun = true;
-        Some(compile(&self.objects(node), node, trust_domain))
-    }
-
-    fn objects(&self, node: &str) -> Objects {
-        let mut objects = Objects { problems: self.standing_problems(), ..Objects::default() };
-        for entry in self.entries.values() {
-            objects.problems.extend(entry.problems.iter().cloned());
-            if let Some(object) = &entry.object {
-                objects.add(self.with_local(object, node), &self.location);
-            }
-        }
-        objects
-    }
-
-    /// `object`, with what the node itself knows if it is one of its pods.
-    fn with_local(&self, object: &Object, node: &str) -> Object {
-        match object {
-            Object::Pod(pod) if *pod.node == *node => match self.local.get(&pod.uid) {
-                Some(local) => Object::Pod(Arc::new(overlaid(pod, local))),
-                None => object.clone(),
-            },
-            other => other.clone(),
-        }
+        let standing = self.standing_problems();
+        Some(self.increment.compile(&self.kept, standing))
     }
 
     /// What cannot be read at present: one problem for each reason, and one for each kind that is not served.
@@ -150,12 +122,12 @@ impl Store {
             "the API server does not serve {}.{group} ({versions}): install its CRD; it is looked for again{waits}",
             kind.plural()
         );
-        let effect = if self.keys_of(kind).is_empty() { Effect::Ignored } else { Effect::KeepsLast };
+        let effect = if self.kept.keys_of(kind).next().is_none() { Effect::Ignored } else { Effect::KeepsLast };
         self.problem(kind.as_str().to_owned(), reason, effect)
     }
 
     fn problem(&self, object: String, reason: String, effect: Effect) -> Problem {
-        let (location, object) = (Arc::clone(&self.location), object.into());
+        let (location, object) = (Arc::clone(&self.kept.location), object.into());
         Problem { location, object, field: "".into(), reason: reason.into(), effect }
     }
 
@@ -165,47 +137,75 @@ impl Store {
         *standing = Standing { listing: before.0, away: before.1 };
         change(standing);
         self.changed = true;
+        self.increment.note_problems();
     }
 
     /// A list is all there is of a kind: compared with what is kept, so that nothing vanishes in between.
     fn listed(&mut self, kind: Kind, readings: Vec<(Key, Reading)>) {
-        let mut gone: BTreeSet<Key> = self.keys_of(kind);
+        let mut gone: BTreeSet<Arc<Key>> = self.kept.keys_of(kind).cloned().collect();
         for (key, reading) in readings {
             gone.remove(&key);
             self.put(key, reading);
         }
-        self.changed |= !gone.is_empty();
-        gone.iter().for_each(|key| {
-            self.entries.remove(key);
-        });
+        gone.iter().for_each(|key| self.remove(key));
         self.stand(kind, |standing| *standing = Standing { listing: Listing::Done, away: None });
     }
 
-    fn keys_of(&self, kind: Kind) -> BTreeSet<Key> {
-        self.entries.keys().filter(|key| key.kind == kind).cloned().collect()
+    fn put(&mut self, mut key: Key, mut reading: Reading) {
+        self.interner.share(&mut key, &mut reading);
+        let (key, before) = match self.kept.take(&key) {
+            Some((key, before)) => (key, Some(before)),
+            None => (Arc::new(key), None),
+        };
+        let old = before.as_ref().and_then(|entry| entry.object.clone());
+        let last_good = old.clone().filter(|_| !key.kind.is_enforcement());
+        let after = Entry::new(&self.kept.location, &Value::Null, reading, |_: &Key| -> Option<Object> { last_good });
+        let after = Known::from(after);
+        // Most updates concern what is not kept: nothing is compiled for them.
+        if before.as_ref() == Some(&after) {
+            return self.kept.put(key, after);
+        }
+        self.changed = true;
+        let known: &[Problem] = before.as_ref().map_or(&[], |entry| &entry.problems);
+        if *known != *after.problems {
+            self.increment.note_problems();
+        }
+        let new = after.object.clone();
+        self.kept.put(Arc::clone(&key), after);
+        self.note(&key, old, new);
     }
 
-    fn put(&mut self, key: Key, reading: Reading) {
-        let before = self.entries.remove(&key);
-        let last_good = before.as_ref().and_then(|entry| entry.object.clone()).filter(|_| !key.kind.is_enforcement());
-        let after = Entry::new(&self.location, &Value::Null, reading, |_: &Key| -> Option<Object> { last_good });
-        // Most updates concern what is not kept: nothing is compiled for them.
-        self.changed |= before.as_ref() != Some(&after);
-        self.entries.insert(key, after);
+    fn remove(&mut self, key: &Key) {
+        let Some((key, before)) = self.kept.take(key) else { return };
+        self.changed = true;
+        if !before.problems.is_empty() {
+            self.increment.note_problems();
+        }
+        self.note(&key, before.object, None);
+    }
+
+    fn note(&mut self, key: &Arc<Key>, before: Option<Object>, after: Option<Object>) {
+        let [before, after] = [before, after].map(|object| object.map(|object| self.kept.with_local(&object)));
+        if before != after {
+            self.increment.note(&self.kept, key, (before.as_ref(), after.as_ref()));
+        }
+    }
+
+    /// What the node itself knows of its pods.
+    fn learn(&mut self, local: Arc<LocalPods>) {
+        let known = Arc::clone(&self.kept.local);
+        let uids = known.keys().chain(local.keys()).filter(|uid| known.get(*uid) != local.get(*uid));
+        let uids: Vec<Arc<str>> = uids.cloned().collect();
+        self.changed |= !uids.is_empty();
+        self.increment.note_local(&mut self.kept, &uids, |kept| kept.local = local);
     }
 }
 
-/// A pod of this node: its live sandbox decides who owns an address, the API server says late.
-fn overlaid(pod: &Pod, local: &LocalPod) -> Pod {
-    match local {
-        LocalPod::Standing { netns, addresses } => Pod {
-            netns: Some(netns.clone()),
-            // Also after a reboot, when the API server still has those of the sandbox before.
-            ips: addresses.clone(),
-            started: Some(i128::MAX),
-            ..pod.clone()
-        },
-        LocalPod::Gone => Pod { netns: None, finished: true, ..pod.clone() },
+#[cfg(test)]
+impl Store {
+    /// What everything that is known gives, compiled at once; what `compile` gave last must be the same.
+    pub(super) fn compile_anew(&self, trust_domain: &str) -> SnapshotParts {
+        Increment::new(trust_domain).compile(&self.kept, self.standing_problems())
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::control::kube::watch::read;
 use crate::control::kube::watched;
+use crate::model::local::LocalPod;
 
 /// A store, and the snapshot that it gave last.
 struct Scene {
@@ -17,7 +18,7 @@ struct Scene {
 impl Scene {
     /// Waits for every kind.
     fn new() -> Self {
-        Self { store: Store::new(&watched()), parts: SnapshotParts::default(), count: 0 }
+        Self { store: Store::new(&watched(), "node-a", "cluster.local"), parts: SnapshotParts::default(), count: 0 }
     }
 
     /// Every kind has been listed; `objects` were there.
@@ -32,7 +33,7 @@ impl Scene {
 
     fn happens(&mut self, event: Event) -> &mut Self {
         self.store.apply(event);
-        if let Some(parts) = self.store.compile(&"node-a".into(), &"cluster.local".into()) {
+        if let Some(parts) = self.store.compile() {
             self.parts = parts;
             self.count += 1;
         }
@@ -126,7 +127,7 @@ fn a_new_list_is_compared_with_what_is_kept() {
     scene.check(&["y", "z"], &[]);
     scene.happens(list(Kind::Pod, &[x]));
     scene.check(&["x"], &[]);
-    assert_eq!(scene.store.entries.keys().filter(|key| key.kind == Kind::Node).count(), 1, "of its own kind alone");
+    assert_eq!(scene.store.kept.keys_of(Kind::Node).count(), 1, "of its own kind alone");
 }
 
 #[test]
@@ -148,7 +149,10 @@ fn objects_come_change_and_go() {
     let mut scene = Scene::listed(&[]);
     scene.happens(put(Kind::Pod, pod("x", "10.0.0.1"))).check(&["x"], &[]);
     scene.happens(put(Kind::Pod, pod("x", "10.0.0.9")));
-    assert_eq!(scene.parts.workloads[0].ips, ["10.0.0.9".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(
+        scene.parts.workloads.iter().next().expect("a pod").ips,
+        ["10.0.0.9".parse::<std::net::IpAddr>().expect("an address")]
+    );
     scene.happens(removed(Kind::Pod, &pod("x", "10.0.0.9"))).check(&[], &[]);
 }
 
@@ -159,7 +163,10 @@ fn a_mistake_keeps_the_last_good_version_and_a_policy_with_one_denies() {
     broken["spec"]["hostNetwork"] = json!(7);
     scene.happens(put(Kind::Pod, broken.clone()));
     scene.check(&["x"], &["API server: Pod shop/x: spec.hostNetwork: invalid type"]);
-    assert_eq!(scene.parts.workloads[0].ips, ["10.0.0.1".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(
+        scene.parts.workloads.iter().next().expect("a pod").ips,
+        ["10.0.0.1".parse::<std::net::IpAddr>().expect("an address")]
+    );
     scene.happens(put(Kind::Pod, broken)).check(&["x"], &["spec.hostNetwork"]);
 
     let good = policy("p", json!({"rules": [{}]}));
@@ -184,15 +191,14 @@ fn a_kind_that_is_not_served_is_named_and_what_was_kept_of_it_stays() {
 
 #[test]
 fn without_the_kinds_that_deny_nothing_begins_and_without_others_it_does() {
-    let (node, domain) = (Arc::from("node-a"), Arc::from("cluster.local"));
     for kind in Kind::ALL {
-        let mut store = Store::new(&Kind::ALL);
+        let mut store = Store::new(&Kind::ALL, "node-a", "cluster.local");
         for other in Kind::ALL {
             store.apply(if other == kind { Event::Absent(kind) } else { Event::Listed(other, vec![]) });
         }
-        assert_eq!(store.compile(&node, &domain).is_some(), !kind.is_enforcement(), "{kind:?}");
+        assert_eq!(store.compile().is_some(), !kind.is_enforcement(), "{kind:?}");
         store.apply(Event::Listed(kind, vec![]));
-        assert!(store.compile(&node, &domain).is_some(), "{kind:?}");
+        assert!(store.compile().is_some(), "{kind:?}");
         // Once begun nothing holds it up.
         store.apply(Event::Absent(kind));
         assert!(store.is_complete(), "{kind:?}");
@@ -205,12 +211,12 @@ fn a_pods_own_word_for_its_network_namespace_is_not_believed_unless_told_to() {
     claims["metadata"]["annotations"] = json!({"mesh-agent.io/netns": "/run/netns/other"});
     let scene = Scene::listed(&[(Kind::Pod, claims.clone())]);
     scene.check(&["x"], &["Pod shop/x: metadata.annotations[mesh-agent.io/netns]: not believed"]);
-    assert_eq!(scene.parts.workloads[0].netns, None);
+    assert_eq!(scene.parts.workloads.iter().next().expect("a pod").netns, None);
 
     let mut scene = Scene::listed(&[]);
     let (key, reading) = read(Kind::Pod, "v1", claims, true);
     scene.happens(Event::Put(key, reading)).check(&["x"], &[]);
-    assert_eq!(scene.parts.workloads[0].netns, Some("/run/netns/other".into()));
+    assert_eq!(scene.parts.workloads.iter().next().expect("a pod").netns, Some("/run/netns/other".into()));
 }
 
 #[test]

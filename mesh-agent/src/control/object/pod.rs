@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::decode::{Mistake, decode};
 use super::meta::{self, Mode};
 use super::probes;
-use crate::model::workload::{Exclusions, NamedPort};
+use crate::model::workload::{Exclusions, Labels, NamedPort};
 
 /// How the names of runtime classes begin whose containers have a kernel of their own: the names that the projects'
 /// own installers give.
@@ -29,7 +29,7 @@ pub(in crate::control) struct Pod {
     pub(in crate::control) name: Arc<str>,
     pub(in crate::control) app: Arc<str>,
     pub(in crate::control) node: Arc<str>,
-    pub(in crate::control) labels: BTreeMap<String, String>,
+    pub(in crate::control) labels: Labels,
     pub(in crate::control) mode: Option<Mode>,
     pub(in crate::control) service_account: Arc<str>,
     /// Canonical; of a hostNetwork pod the node's.
@@ -90,7 +90,7 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Pod, Mi
         ready: is_ready(&status),
         exclusions: meta::exclusions(annotations, mistakes),
         netns: meta::netns(annotations, mistakes),
-        labels: metadata.labels.unwrap_or_default(),
+        labels: metadata.labels.unwrap_or_default().into(),
         namespace,
         name,
     })

@@ -81,7 +81,7 @@ async fn changes_of_every_kind_are_visible_within_a_second() {
     std::fs::rename(dir.path().join(".new"), &file).expect("renamed");
     running.until(SOON, |snapshot| names(snapshot) == ["c"]).await;
     std::fs::write(dir.path().join("more.yml"), pod("d", "10.0.0.2")).expect("written");
-    running.until(SOON, |snapshot| names(snapshot) == ["d", "c"]).await;
+    running.until(SOON, |snapshot| names(snapshot) == ["c", "d"]).await;
     std::fs::remove_file(&file).expect("removed");
     let last = running.until(SOON, |snapshot| names(snapshot) == ["d"]).await;
 

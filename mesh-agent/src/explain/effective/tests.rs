@@ -60,12 +60,12 @@ fn sample() -> Snapshot {
         SnapshotParts {
             node: "a".into(),
             trust_domain: "cluster.local".into(),
-            namespaces: BTreeMap::from([("shop".into(), true), ("bank".into(), false)]),
-            workloads: vec![Arc::new(pod("web", "a", "10.0.0.1"))],
-            services: vec![Arc::new(web)],
+            namespaces: BTreeMap::from([("shop".into(), true), ("bank".into(), false)]).into(),
+            workloads: vec![Arc::new(pod("web", "a", "10.0.0.1"))].into(),
+            services: vec![Arc::new(web)].into(),
             policies: vec![Arc::new(policy("front", Some(vec![front]))), Arc::new(policy("nobody", Some(vec![])))],
             routes: vec![Arc::new(PortRoutes { service, consumer: None, kind: RouteKind::Http, candidates })],
-            problems: vec![problem],
+            problems: vec![problem].into(),
             ..SnapshotParts::default()
         },
     )

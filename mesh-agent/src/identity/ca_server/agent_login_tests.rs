@@ -29,7 +29,7 @@ fn pod(uid: &str, name: &str, account: &str, node: &str, enrolment: Enrolment) -
         app: name.into(),
         node: node.into(),
         zone: "".into(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::new().into(),
         identity: Identity::new(TRUST_DOMAIN, "mesh-agent", account).unwrap(),
         ips: Vec::new(),
         host_network: true,
@@ -63,7 +63,7 @@ async fn outcome(says: Result<ReviewedToken, Unreviewed>) -> Result<String, &'st
         pod("u4", "other", "other", "a", Enrolment::NotAsked),
     ];
     let store = Arc::new(SnapshotStore::default());
-    store.publish(Snapshot::new(1, SnapshotParts { workloads, ..SnapshotParts::default() }));
+    store.publish(Snapshot::new(1, SnapshotParts { workloads: workloads.into(), ..SnapshotParts::default() }));
     let agents: Account = "mesh-agent/mesh-agent".parse().unwrap();
     let says = Arc::new(Says(Mutex::new(says)));
     let login = AgentLogin::new(says, store, "mesh-agent-ca".to_owned(), agents, Arc::new(SystemClock));

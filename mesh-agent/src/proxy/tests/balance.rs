@@ -17,8 +17,10 @@ use crate::snapshot::SnapshotParts;
 
 /// Changes the Service of these tests.
 fn change(parts: &mut SnapshotParts, change: impl FnOnce(&mut ServicePort)) {
-    let service = parts.services.iter_mut().find(|service| &*service.name == "shop").unwrap();
-    change(Arc::make_mut(service));
+    let found = parts.services.iter().find(|service| &*service.name == "shop").unwrap();
+    let mut service = ServicePort::clone(found);
+    change(&mut service);
+    parts.services.put(Arc::new(service));
 }
 
 /// Three pods of both nodes, each with an application that takes so long, as one Service with a policy.

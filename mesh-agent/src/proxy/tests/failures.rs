@@ -66,7 +66,7 @@ async fn a_captured_pod_is_never_dialled_in_plaintext() {
     let app = tokio::net::TcpListener::bind((ip, 0)).await.unwrap();
     let mut cart = workload("cart", "uid-gone".into(), "b", ip);
     cart.captured = Some(Captured { generation: 1, wire: vec!["h2".into()] });
-    mesh.change(|parts| parts.workloads.push(Arc::new(cart)));
+    mesh.change(|parts| parts.workloads.put(Arc::new(cart)));
     web.is_refused(app.local_addr().unwrap()).await;
     assert_eq!(mesh.a.log.only().await["outcome"], "connect_refused");
     let accepted = std::future::poll_fn(|cx| std::task::Poll::Ready(app.poll_accept(cx).is_ready())).await;
@@ -82,7 +82,7 @@ async fn a_peer_that_proves_to_be_somebody_else_gets_nothing() {
     mesh.change(|parts| {
         let mut cart = workload("cart", "uid-cart".into(), "b", intruder.ip);
         cart.captured = Some(Captured { generation: 1, wire: vec!["h2".into()] });
-        parts.workloads.push(Arc::new(cart));
+        parts.workloads.put(Arc::new(cart));
     });
     web.is_refused(app.local_addr().unwrap()).await;
     let line = mesh.a.log.only().await;

@@ -108,7 +108,7 @@ async fn a_connection_to_a_deleted_workload_ends_on_both_sides() {
     let app = cart.listen();
     let mut client = web.connect(app.local_addr().unwrap()).await;
     let (mut server, _) = soon(app.accept()).await.unwrap();
-    mesh.change(|parts| parts.workloads.retain(|w| w.uid != cart.uid));
+    mesh.change(|parts| parts.workloads.remove(&cart.uid));
     is_reset(&mut client).await;
     is_reset(&mut server).await;
     // Whichever agent learns it first ends it; the other may hear of it from the first.

@@ -22,7 +22,7 @@ use crate::model::identity::Identity;
 use crate::model::policy::Policy;
 use crate::model::service::{Endpoint, ServicePort};
 use crate::model::workload::{Captured, Enrolment, Exclusions, PeerModes, Workload, WorkloadUid};
-use crate::snapshot::{Snapshot, SnapshotParts, SnapshotStore};
+use crate::snapshot::{SnapshotParts, SnapshotStore};
 use crate::telemetry::{Registry, Telemetry};
 use crate::tls::Tls;
 
@@ -273,8 +273,7 @@ impl Mesh {
     pub(super) fn change(&self, change: impl FnOnce(&mut SnapshotParts)) {
         let mut parts = self.parts.lock().unwrap();
         change(&mut parts);
-        let generation = self.snapshots.load().generation() + 1;
-        self.snapshots.publish(Snapshot::new(generation, parts.clone()));
+        self.snapshots.publish(self.snapshots.load().next(parts.clone()));
     }
 
     /// An enrolled and captured pod of `account` on `node`.
@@ -297,15 +296,16 @@ impl Mesh {
         };
         let mut workload = workload(account, uid, node.name, ip);
         workload.captured = Some(Captured { generation: 1, wire: self.wire.iter().map(|w| (*w).into()).collect() });
-        self.change(|parts| parts.workloads.push(Arc::new(workload)));
+        self.change(|parts| parts.workloads.put(Arc::new(workload)));
         pod
     }
 
     /// Changes one workload.
     pub(super) fn change_workload(&self, uid: &WorkloadUid, change: impl FnOnce(&mut Workload)) {
         self.change(|parts| {
-            let workload = parts.workloads.iter_mut().find(|w| w.uid == *uid).unwrap();
-            change(Arc::make_mut(workload));
+            let mut workload = Workload::clone(parts.workloads.get(uid).unwrap());
+            change(&mut workload);
+            parts.workloads.put(Arc::new(workload));
         });
     }
 
@@ -353,7 +353,7 @@ impl Mesh {
             traffic: None,
             endpoints: endpoints.iter().map(endpoint).collect(),
         };
-        self.change(|parts| parts.services.push(Arc::new(service)));
+        self.change(|parts| parts.services.put(Arc::new(service)));
         vip
     }
 
@@ -363,7 +363,7 @@ impl Mesh {
         let listener = tokio::net::TcpListener::bind((ip, TUNNEL_PORT)).await.unwrap();
         let mut cart = workload("cart", "uid-scripted".into(), "b", ip);
         cart.captured = Some(Captured { generation: 1, wire: wire.iter().map(|alpn| (*alpn).into()).collect() });
-        self.change(|parts| parts.workloads.push(Arc::new(cart)));
+        self.change(|parts| parts.workloads.put(Arc::new(cart)));
         (listener, SocketAddr::new(ip, 80))
     }
 
@@ -381,7 +381,7 @@ pub(super) fn workload(account: &str, uid: WorkloadUid, node: &str, ip: IpAddr) 
         app: account.into(),
         node: node.into(),
         zone: "".into(),
-        labels: std::iter::once(("app".to_owned(), account.to_owned())).collect(),
+        labels: std::collections::BTreeMap::from([("app".to_owned(), account.to_owned())]).into(),
         identity: identity("shop", account),
         ips: vec![ip],
         host_network: false,

@@ -270,7 +270,7 @@ async fn an_uncaptured_pod_of_the_mesh_is_reached_in_plaintext_and_named() {
     let web = mesh.pod(&mesh.a, "web");
     let ip = super::rig::fresh_ip();
     let app = TcpListener::bind((ip, 0)).await.unwrap();
-    mesh.change(|parts| parts.workloads.push(workload("cart", "uid-plain".into(), "b", ip).into()));
+    mesh.change(|parts| parts.workloads.put(workload("cart", "uid-plain".into(), "b", ip).into()));
     let client = web.connect(app.local_addr().unwrap()).await;
     drop((client, soon(app.accept()).await.unwrap()));
     let line = mesh.a.log.only().await;
