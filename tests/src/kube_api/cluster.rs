@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use super::admission;
 use super::failure::Failure;
 use super::kind::{self, Kind};
 use super::ownership::Manager;
@@ -88,6 +89,7 @@ impl Cluster {
     pub fn put(&mut self, mut object: Value, now: Timestamp) -> Result<Arc<Value>> {
         let api_version = object["apiVersion"].as_str().context("the document has no apiVersion")?;
         let name = object["kind"].as_str().context("the document has no kind")?;
+        admission::understood(&object)?;
         let kind = self.kind(Some(api_version), name);
         let kind = kind.with_context(|| format!("{api_version} {name} is not served here"))?.clone();
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
@@ -274,7 +276,7 @@ impl Default for Cluster {
 #[must_use]
 pub fn harness(kind: &Kind, key: Key, now: Timestamp) -> Change {
     let manager = Manager { name: "harness".to_owned(), applies: false, status: false };
-    Change { kind: kind.clone(), key, manager, whole: true, dry_run: false, now }
+    Change { kind: kind.clone(), key, manager, whole: true, user: None, dry_run: false, now }
 }
 
 fn grace_of(pod: &Value, options: &DeleteOptions) -> u64 {

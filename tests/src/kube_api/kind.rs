@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::admission::ADMISSION;
 use super::roles::RBAC;
 
 /// The group of CustomResourceDefinitions.
@@ -114,6 +115,14 @@ pub fn built_in() -> Vec<Kind> {
         Kind::built_in(RBAC, "ClusterRoleBinding", "clusterrolebindings", false, false),
         Kind::built_in(RBAC, "Role", "roles", true, false),
         Kind::built_in(RBAC, "RoleBinding", "rolebindings", true, false),
+        Kind::built_in(ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", false, true),
+        Kind::built_in(
+            ADMISSION,
+            "ValidatingAdmissionPolicyBinding",
+            "validatingadmissionpolicybindings",
+            false,
+            false,
+        ),
         Kind::built_in("apps", "DaemonSet", "daemonsets", true, true),
         Kind::built_in("apps", "Deployment", "deployments", true, true),
         Kind::built_in("policy", "PodDisruptionBudget", "poddisruptionbudgets", true, true),

@@ -4,10 +4,11 @@
 //! `store`, `write` and the other rules are plain functions of a [`cluster::Cluster`]; `server` puts HTTP
 //! before them. It plays no controller but two: a deleted pod goes when its grace is over, a deleted namespace when
 //! it is empty. What the harness puts comes with its status, as if the cluster's own components had written it.
-//! Not here: admission, OpenAPI documents, conversion beyond `apiVersion`.
+//! Not here: admission but ValidatingAdmissionPolicies, OpenAPI documents, conversion beyond `apiVersion`.
 //! Roles are enforced when the test wants it; without that single verbs can be forbidden.
 #![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null, and metadata is an object")]
 
+mod admission;
 pub mod cluster;
 mod discovery;
 mod exec;

@@ -62,7 +62,9 @@ pub fn answer(
     if matches!(request.path.as_str(), "/healthz" | "/livez" | "/readyz") {
         return Ok(Outcome::Answer(200, b"ok".to_vec()));
     }
-    let user = user(cluster, request, now)?;
+    let who = user(cluster, request, now)?;
+    let user = who["username"].as_str().unwrap_or_default().to_owned();
+    let by = |change: Change| Change { user: Some(who.clone()), ..change };
     if request.path.starts_with("/openapi/") {
         return Ok(Outcome::Nowhere);
     }
@@ -106,18 +108,18 @@ pub fn answer(
         ("watch", None) => Ok(Outcome::Watch(Box::new(watch::begin(cluster, request, &place)?))),
         ("get", None | Some("status")) => get(cluster, request, &place),
         ("create", None) => {
-            let change = change(request, &place, now)?;
+            let change = by(change(request, &place, now)?);
             let created = cluster.create(&change, body(request)?)?;
             Ok(Outcome::Answer(201, shown(request, &place.kind, &created)))
         }
         ("update", None | Some("status")) => {
-            let change = change(request, &place, now)?;
+            let change = by(change(request, &place, now)?);
             let updated = cluster.update(&change, body(request)?)?;
             Ok(Outcome::Answer(200, shown(request, &place.kind, &updated)))
         }
         ("patch", None | Some("status")) => {
             let (patch, manager) = patch(request, &place)?;
-            let change = Change { manager, ..change(request, &place, now)? };
+            let change = Change { manager, ..by(change(request, &place, now)?) };
             // An apply that creates is asked about as a creation too.
             if cluster.store.get(&place.kind.resource(), &change.key).is_none() && matches!(patch, Patch::Apply { .. })
             {
@@ -132,15 +134,16 @@ pub fn answer(
     }
 }
 
-fn user(cluster: &Cluster, request: &Request, now: Timestamp) -> Result<String, Failure> {
+/// Who asks, as a TokenReview tells it.
+fn user(cluster: &Cluster, request: &Request, now: Timestamp) -> Result<Value, Failure> {
     let unauthorized = || Failure::new(401, "Unauthorized", "Unauthorized");
     match request.token.as_deref() {
         // kubectl sends no token without TLS: whoever has none is admin, as behind `kubectl proxy`.
-        None | Some(ADMIN_TOKEN) => Ok("admin".to_owned()),
+        None | Some(ADMIN_TOKEN) => Ok(json!({"username": "admin", "groups": ["system:masters"], "extra": {}})),
         Some(word) => {
             let token = cluster.token(word, now).map_err(|_| unauthorized())?;
             let for_us = token.audiences.iter().any(|audience| audience == super::tokens::API_AUDIENCE);
-            if for_us { Ok(token.user()) } else { Err(unauthorized()) }
+            if for_us { Ok(cluster.user_of(token)) } else { Err(unauthorized()) }
         }
     }
 }
@@ -242,6 +245,7 @@ fn change(request: &Request, place: &Place, now: Timestamp) -> Result<Change, Fa
         key: key(place),
         manager: manager(request, place, false),
         whole: false,
+        user: None,
         dry_run: request.parameter("dryRun") == "All",
         now,
     })

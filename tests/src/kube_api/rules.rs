@@ -1,4 +1,5 @@
-//! Validation rules of CRDs (`x-kubernetes-validations`), run: CEL over the object as the schema describes it.
+//! Validation rules of CRDs (`x-kubernetes-validations`), run: CEL over the object as the schema describes it. The same
+//! for conditions of admission.
 //!
 //! A rule that fails to run refuses, as at the real server. Not here: `oldSelf`, and the functions that Kubernetes adds
 //! to CEL; a rule that needs them refuses everything, so nobody takes it for tested.
@@ -19,7 +20,7 @@ thread_local! {
 pub fn check(value: &Value, schema: &Value, at: &str, wrong: &mut Vec<(&'static str, String, String)>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         let text = rule["rule"].as_str().unwrap_or_default();
-        let why = match holds(text, value) {
+        let why = match holds(text, &[("self", value)]) {
             Ok(true) => continue,
             Ok(false) => rule["message"].as_str().unwrap_or(text).to_owned(),
             Err(reason) => format!("rule {text:?} does not run: {reason}"),
@@ -45,13 +46,16 @@ pub fn check(value: &Value, schema: &Value, at: &str, wrong: &mut Vec<(&'static 
     }
 }
 
-fn holds(rule: &str, value: &Value) -> Result<bool, String> {
+/// Whether a condition over these variables holds; an error when it does not run.
+pub(super) fn holds(rule: &str, variables: &[(&str, &Value)]) -> Result<bool, String> {
     let program = PROGRAMS.with_borrow_mut(|programs| {
         let compile = || Program::compile(rule).map(Rc::new).map_err(|error| error.to_string());
         programs.entry(rule.to_owned()).or_insert_with(compile).clone()
     })?;
     let mut context = Context::default();
-    context.add_variable_from_value("self", of_cel(value));
+    for (name, value) in variables {
+        context.add_variable_from_value(*name, of_cel(value));
+    }
     match program.execute(&context) {
         Ok(cel::Value::Bool(holds)) => Ok(holds),
         Ok(other) => Err(format!("it is no condition: {other:?}")),

@@ -192,7 +192,8 @@ impl Cluster {
         })
     }
 
-    fn user_of(&self, token: &Token) -> Value {
+    /// Whom a token stands for, as a review tells it.
+    pub(super) fn user_of(&self, token: &Token) -> Value {
         let mut extra = json!({});
         if let Some((name, uid)) = &token.pod {
             extra["authentication.kubernetes.io/pod-name"] = json!([name]);

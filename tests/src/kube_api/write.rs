@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::admission::{self, Write};
 use super::cluster::Cluster;
 use super::failure::Failure;
 use super::kind::Kind;
@@ -26,6 +27,8 @@ pub struct Change {
     pub manager: Manager,
     /// By the cluster's own components, all at once: the status and the uid come with the object.
     pub whole: bool,
+    /// Who asks, as a TokenReview tells it; policies judge by it. Nobody: the cluster's own components.
+    pub user: Option<Value>,
     /// Only tell what would be.
     pub dry_run: bool,
     /// When.
@@ -235,6 +238,7 @@ impl Cluster {
 
     pub(super) fn commit(&mut self, change: &Change, key: Key, mut object: Value) -> Result<Arc<Value>, Failure> {
         drop_nulls(&mut object);
+        self.admitted(change, &key, &object)?;
         if change.dry_run {
             return Ok(Arc::new(object));
         }
@@ -243,6 +247,14 @@ impl Cluster {
         }
         let object = self.store.put(&change.resource(), key, object);
         Ok(object)
+    }
+
+    fn admitted(&self, change: &Change, key: &Key, object: &Value) -> Result<(), Failure> {
+        let Some(user) = &change.user else { return Ok(()) };
+        let old = self.store.get(&change.resource(), key).map(|old| &**old);
+        let operation = if old.is_some() { "UPDATE" } else { "CREATE" };
+        let subresource = change.manager.status.then_some("status");
+        admission::validate(self, &Write { kind: &change.kind, operation, subresource, object, old, user })
     }
 
     /// The object's own name and namespace, which must be those asked for.

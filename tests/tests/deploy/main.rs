@@ -58,6 +58,16 @@ fn logged(part: &str, other: &str) -> bool {
     text.replace('\\', "").lines().any(|line| line.contains(part) && line.contains(other))
 }
 
+/// The token of the pod of `account` on `node`, which is there from now on.
+fn token(api: &ApiServer, account: &str, node: &str) -> Result<String> {
+    let pod = format!("{account}-{node}");
+    api.put(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {NAMESPACE}, name: {pod}}}\n\
+         spec: {{nodeName: {node}, serviceAccountName: {account}, containers: []}}\n"
+    ))?;
+    api.issue_token(NAMESPACE, account, &[], Some(&pod), Duration::from_secs(3600))
+}
+
 /// An API server with what `deploy/` puts there, and the agent's or the controller's source on it, under its account.
 struct Scene {
     api: ApiServer,
@@ -72,14 +82,14 @@ impl Scene {
         let api = ApiServer::start(vec![TcpListener::bind("127.0.0.1:0")?])?;
         api.install_crds()?;
         for object in [deployed::objects("crds")?, deployed::objects("base")?].concat() {
-            let put = ["CustomResourceDefinition", "Namespace", "ServiceAccount", "Role", "Binding"];
+            let put = ["CustomResourceDefinition", "Namespace", "ServiceAccount", "Role", "Binding", "Policy"];
             if object["kind"].as_str().is_some_and(|kind| put.iter().any(|part| kind.contains(part))) {
                 api.put_object(object)?;
             }
         }
         api.put("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")?;
         api.faults().enforce_roles(true);
-        let token = api.issue_token(NAMESPACE, account, &[], None, Duration::from_secs(3600))?;
+        let token = token(&api, account, node)?;
         let folder = tempfile::tempdir()?;
         let kubeconfig = folder.path().join("kubeconfig");
         ApiServer::write_kubeconfig_of(&kubeconfig, &api.url(0)?, &token)?;
@@ -112,7 +122,11 @@ impl Scene {
     }
 
     async fn publish(&self) -> Result<()> {
-        let publisher = self.cluster.publisher(&self.node)?;
+        self.publish_of(&self.node).await
+    }
+
+    async fn publish_of(&self, node: &str) -> Result<()> {
+        let publisher = self.cluster.publisher(node)?;
         let captured = Captured { generation: 1, wire: vec!["h2".into()] };
         let pods = vec![Published { uid: "uid".into(), name: "shop/x".to_owned(), captured }];
         tokio::task::spawn_blocking(move || publisher.publish(&pods).map(|()| publisher)).await??;
@@ -173,6 +187,30 @@ async fn the_agents_role_is_enough() -> Result<()> {
     scene.publish().await?;
     ensure!(scene.api.get("CaptureState", "", "enough").is_some(), "nothing is published");
     ensure!(scene.store.load().problems().is_empty(), "{:#?}", scene.store.load().problems());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_publishes_what_its_own_node_has_captured_and_no_other_does() -> Result<()> {
+    const POLICY: (&str, &str) = ("ValidatingAdmissionPolicy", "mesh-agent-capturestates");
+    log();
+    let scene = Scene::start(AGENT, "own").await?;
+    scene.publish().await?;
+    scene.publish_of("others").await?;
+    ensure!(scene.api.get("CaptureState", "", "others").is_none(), "an agent has published for another node");
+    let words = "the node that its token names, and no other";
+    ensure!(logged("the CaptureState cannot be applied", words), "it does not say why not");
+    ensure!(logged("\"others\" is forbidden: ValidatingAdmissionPolicy", words), "it does not say of which node");
+    // By its own doing: roles alone permit it.
+    scene.api.remove(POLICY.0, "", POLICY.1)?;
+    scene.publish_of("others").await?;
+    ensure!(scene.api.get("CaptureState", "", "others").is_some(), "something else has refused it");
+    // One that is there is not changed either.
+    scene.api.put_object(deployed::object(POLICY.0, POLICY.1)?)?;
+    let before = scene.api.get("CaptureState", "", "others");
+    let publisher = scene.cluster.publisher("others")?;
+    tokio::task::spawn_blocking(move || publisher.publish(&[])).await??;
+    ensure!(scene.api.get("CaptureState", "", "others") == before, "an agent has changed another node's");
     Ok(())
 }
 

@@ -17,9 +17,10 @@ const CHART: &str = "deploy/helm/mesh-agent";
 const HEAD: &str = "# Written by `cargo xtask deploy` from the types that read it: change those.\n";
 
 /// Files of the kustomize folder that are templates of the chart, with what each depends on.
-const TEMPLATES: [(&str, Option<&str>); 9] = [
+const TEMPLATES: [(&str, Option<&str>); 10] = [
     ("base/agent-rbac.yaml", None),
     ("base/agent.yaml", None),
+    ("base/capture-policy.yaml", None),
     ("base/ca-rbac.yaml", Some(".Values.ca.enabled")),
     ("base/ca.yaml", Some(".Values.ca.enabled")),
     ("base/controller-rbac.yaml", Some(".Values.controller.enabled")),
