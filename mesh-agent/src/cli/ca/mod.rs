@@ -278,7 +278,7 @@ mod tests {
         let args = parse(&["--listen", "0.0.0.0:1", "--source", "kube:c:d", "--root-dir", "/r"]).unwrap();
         let Setting::Cluster(cluster) = Settings::new(args).unwrap().setting else { panic!("not in a cluster") };
         assert_eq!(cluster.access.context.as_deref(), Some("c:d"));
-        assert_eq!(cluster.agents, Account { namespace: "mesh-agent".into(), name: "mesh-agent".into() });
+        assert_eq!(cluster.agents, Account { namespace: "mesh-agent-system".into(), name: "mesh-agent".into() });
         assert_eq!(cluster.audience, "mesh-agent-ca");
     }
 }
