@@ -9,6 +9,7 @@ use super::kept::Kept;
 use super::{Key, Kind, Object};
 use crate::control::object::{CaptureState, PeerPolicy, Pod, Service, Slice, TrafficPolicy};
 use crate::model::policy::Target;
+use crate::model::workload::Captured;
 use crate::snapshot::SnapshotParts;
 
 /// An object that may be there, as one of a kind.
@@ -84,9 +85,6 @@ impl Dirty {
     }
 
     pub(super) fn pod(&mut self, index: &mut Index, key: &Arc<Key>, before: Option<&Pod>, after: Option<&Pod>) {
-        let claim = |pod: &Pod| {
-            (pod.uid.clone(), pod.ips.clone(), pod.started, pod.host_network, pod.finished, pod.node.clone())
-        };
         self.owners |= before.map(claim) != after.map(claim);
         if let Some(pod) = before {
             index.take_pod(key, pod);
@@ -145,11 +143,8 @@ impl Dirty {
         if let Some(state) = after {
             index.captures_by_node.add(Arc::clone(&state.node), key);
         }
-        let of = |state: Option<&CaptureState>, uid: &str| {
-            state.and_then(|state| Some((state.node.clone(), state.pods.get(uid)?.clone())))
-        };
         let uids = before.into_iter().chain(after).flat_map(|state| state.pods.keys());
-        for uid in uids.filter(|uid| of(before, uid) != of(after, uid)) {
+        for uid in uids.filter(|uid| captured(before, uid) != captured(after, uid)) {
             self.pods.extend(index.pods_by_uid.of(uid).iter().cloned());
         }
     }
@@ -176,6 +171,15 @@ impl Dirty {
     fn pods_in(&mut self, kept: &Kept, namespace: &str) {
         self.pods.extend(kept.keys_in(Kind::Pod, namespace).cloned());
     }
+}
+
+/// What decides which addresses a pod owns, and where.
+fn claim(pod: &Pod) -> impl PartialEq {
+    (&pod.uid, &pod.ips, pod.started, pod.host_network, pod.finished, &pod.node)
+}
+
+fn captured<'a>(state: Option<&'a CaptureState>, uid: &str) -> Option<(&'a Arc<str>, &'a Captured)> {
+    state.and_then(|state| Some((&state.node, state.pods.get(uid)?)))
 }
 
 /// The Services that a policy is for, whether they are there or not.
