@@ -125,6 +125,20 @@ pub struct FlowKey {
     pub server_port: u16,
 }
 
+/// `plain`: who has come to a pod's port without proving anything.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PlainKey {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// The other side's address.
+    pub ip: Ip,
+    /// The pod's port.
+    pub port: u16,
+    /// Explicit padding, zero.
+    pub pad: [u16; 3],
+}
+
 /// `known`: a connection between a guarded pod and somebody outside the mesh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -171,6 +185,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<KnownKey>() == 32);
     assert!(size_of::<ListenerKey>() == 16);
+    assert!(size_of::<PlainKey>() == 32);
 };
 
 /// IPv4 (network order bytes) as a v4-mapped address.
@@ -219,7 +234,7 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(ServiceKey EndpointKey PolicyKey PortKey CidrKey OrigKey FlowKey ListenerKey);
+    pod!(ServiceKey EndpointKey PolicyKey PortKey CidrKey OrigKey FlowKey ListenerKey PlainKey);
 }
 
 #[cfg(test)]

@@ -56,6 +56,10 @@ pub const TOLD_PER_SECOND: u64 = 32;
 /// refused then, and no other's. 2.2 MiB, preallocated with the first guard.
 pub const KNOWN: u32 = 16_384;
 
+/// Whom pods of this node have let in without proof: source address × pod × port. The one that came longest ago makes
+/// room; nothing is decided by it. 448 KiB, preallocated.
+pub const PLAIN: u32 = 4_096;
+
 /// Listening sockets of the agent: three for each pod.
 pub const LISTENERS: u32 = PODS * 3;
 

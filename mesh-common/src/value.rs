@@ -255,6 +255,16 @@ pub struct ToldValue {
     pub refusals: u64,
 }
 
+/// `plain`: how often somebody came without proving anything.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainValue {
+    /// Connections that were begun, retransmitted SYNs included.
+    pub count: u64,
+    /// The last one: `CLOCK_MONOTONIC`, in nanoseconds.
+    pub last_ns: u64,
+}
+
 /// `agent_sk`: the agent's own socket, to the other agents or to destinations outside the mesh.
 pub const AGENT_UPSTREAM: u32 = 1;
 /// `agent_sk`: the agent's own socket, to the application in this pod.
@@ -313,6 +323,7 @@ const _: () = {
     assert!(size_of::<PortRule>() == 4);
     assert!(size_of::<AdmittedValue>() == 4);
     assert!(size_of::<ToldValue>() == 16);
+    assert!(size_of::<PlainValue>() == 16);
     assert!(size_of::<OrigDst>() == 20);
     assert!(size_of::<FlowValue>() == 64);
     // One aligned word, so that both ends can set bits of the stage at once.
@@ -331,5 +342,5 @@ mod user {
         };
     }
     pod!(PodValue ServiceValue EndpointValue MeshIpValue PolicyValue ShareValue PortRule);
-    pod!(OrigDst Asked FlowValue Event ClosedEvent AdmittedValue ToldValue);
+    pod!(OrigDst Asked FlowValue Event ClosedEvent AdmittedValue ToldValue PlainValue);
 }

@@ -2,16 +2,19 @@
 //! once per pod, with its netns cookie as a read-only constant, because the hook cannot ask for it.
 
 use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::counter::Counter;
 use mesh_common::decide::{self, LookupVerdict, LookupView, PolicyView, Proof, Receiver};
 use mesh_common::egress::{ArrivingDatagram, datagram_in};
-use mesh_common::key::{FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PolicyKey, UDP, UDP_IN, is_loopback};
+use mesh_common::key::{
+    FlowKey, INBOUND, Ip, ListenerKey, OrigKey, PROBE, PlainKey, PolicyKey, UDP, UDP_IN, is_loopback,
+};
 use mesh_common::limits::{TUNNEL_PORT, is_agent_port};
-use mesh_common::value::{Event, PORT_PROBE, UNDER_WAY};
+use mesh_common::value::{Event, PORT_PROBE, PlainValue, UNDER_WAY};
 
-use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, POLICY, Read, SEEKS, count, pod, port_rule, report};
+use crate::maps::{FLOWS, LISTENERS, ORIG_DSTS, PLAIN, POLICY, Read, SEEKS, count, increment, pod, port_rule, report};
 use crate::outside::{admitted, tell};
 use crate::read::{AF_INET, IPPROTO_TCP, field, ip4, ip6};
 
@@ -22,6 +25,7 @@ static POD_COOKIE: u64 = 0;
 /// Exactly the socket of the map, whatever reuseport group it is in: a hand-over is one map update.
 const NO_REUSEPORT: u64 = 2;
 const LOOPBACK_IFINDEX: u32 = 1;
+const BPF_NOEXIST: u64 = 1;
 const PASS: u32 = sk_action::SK_PASS;
 const DROP: u32 = sk_action::SK_DROP;
 
@@ -230,11 +234,13 @@ pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
     let view = View::read(ctx.lookup);
     match decide::lookup(&view) {
         LookupVerdict::Pass(counter) => {
+            remember(&view, counter);
             count(counter);
             PASS
         }
         LookupVerdict::Drop(counter) => refuse(&view, counter),
         LookupVerdict::Steer(kind, counter) => {
+            remember(&view, counter);
             let key = ListenerKey { netns_cookie: view.cookie, kind, pad: 0 };
             if LISTENERS.redirect_sk_lookup(&ctx, key, NO_REUSEPORT).is_ok() {
                 count(counter);
@@ -244,6 +250,27 @@ pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
             }
         }
     }
+}
+
+/// Writes down who is let in without proof, by the exits that let such a one in.
+#[inline(always)]
+fn remember(view: &View, counter: Counter) {
+    if !matches!(counter, Counter::LookupPermissive | Counter::LookupPlaintext) {
+        return;
+    }
+    let key = PlainKey { netns_cookie: view.cookie, ip: view.remote_ip, port: view.local_port, pad: [0; 3] };
+    // SAFETY: no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(value) = PLAIN.get_ptr_mut(key) {
+        // SAFETY: a live map value, 8-byte aligned. Of two times at once either is as good.
+        unsafe {
+            increment(&raw mut (*value).count);
+            (*value).last_ns = now;
+        }
+        return;
+    }
+    // Of two that are the first at once one is not counted.
+    let _ = PLAIN.insert(key, PlainValue { count: 1, last_ns: now }, BPF_NOEXIST);
 }
 
 #[inline(always)]

@@ -9,13 +9,13 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::counter::{COUNT, Counter};
 use mesh_common::key::{
-    CidrKey, EndpointKey, FlowKey, Ip, KnownKey, ListenerKey, OrigKey, PolicyKey, PortKey, ServiceKey,
+    CidrKey, EndpointKey, FlowKey, Ip, KnownKey, ListenerKey, OrigKey, PlainKey, PolicyKey, PortKey, ServiceKey,
 };
 use mesh_common::limits;
 use mesh_common::tag::Reference;
 use mesh_common::value::{
-    AdmittedValue, Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PORT_UNREAD, PodValue, PolicyValue, PortRule,
-    ServiceValue, ShareValue, ToldValue,
+    AdmittedValue, Asked, EndpointValue, FlowValue, MeshIpValue, OrigDst, PORT_UNREAD, PlainValue, PodValue,
+    PolicyValue, PortRule, ServiceValue, ShareValue, ToldValue,
 };
 
 #[map(name = "pods")]
@@ -47,6 +47,9 @@ pub static ADMITTED: HashMap<ServiceKey, AdmittedValue> =
 pub static TOLD: HashMap<u64, ToldValue> = HashMap::with_max_entries(limits::PODS, 0);
 #[map(name = "known")]
 pub static KNOWN: LruHashMap<KnownKey, u32> = LruHashMap::with_max_entries(limits::KNOWN, 0);
+/// For whoever asks who comes without proof: nothing is decided by it.
+#[map(name = "plain")]
+pub static PLAIN: LruHashMap<PlainKey, PlainValue> = LruHashMap::with_max_entries(limits::PLAIN, 0);
 #[map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(limits::FLOWS, BPF_F_NO_PREALLOC);
 #[map(name = "orig_dsts")]

@@ -3,12 +3,13 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::kube_api::ApiServer;
-use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, scenario};
+use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, Workload, scenario};
 use mesh_tests::said::Said;
 use mesh_tests::topology::Side;
 use mesh_tests::wait;
@@ -101,6 +102,9 @@ fn each_command_reaches_the_agent_of_a_node_from_elsewhere() -> Result<()> {
         // The source's own agent is asked when none is named.
         let explained = work.says(&["explain", "shop/client", "shop/server", "7000", "--output", "json"])?;
         ensure!(explained.code == 0 && json(&explained.out)?["node"] == "node-a", "{explained:?}");
+        // The node's machine, as its agent's container sees it.
+        let checked = work.says(&["check", "--node", "node-b"])?;
+        ensure!(checked.out.contains("CAP_BPF") && checked.err.is_empty(), "{checked:?}");
         let level = work.says(&["logs", "level", "mesh_agent=debug", "--seconds", "60", "--node", "node-b"])?;
         ensure!(level.code == 0 && level.out.contains("mesh_agent=debug"), "{level:?}");
         let recent = work.says(&["logs", "recent", "--node", "node-b"])?;
@@ -137,6 +141,73 @@ fn status_of_the_cluster_has_a_line_for_every_node() -> Result<()> {
         ensure!(b[..4] == ["node-b", "no", "Running", "1"], "{}", said.out);
         ensure!(z[..4] == ["node-z", "no", "no", "agent"], "{}", said.out);
         Ok(())
+    })
+}
+
+#[test]
+fn check_strict_names_whom_strict_then_refuses_and_nobody_else() -> Result<()> {
+    cluster(|mesh, _| {
+        mesh.objects().put_namespace("plain", false)?;
+        let outsider = mesh.pod(Side::A, "plain/outsider")?;
+        let scraper = mesh.pod_with(Side::B, "plain/scraper", |pod| {
+            pod.labels.insert("app.kubernetes.io/name".to_owned(), "prometheus".to_owned());
+        })?;
+        let (client, server) = (mesh.workload("shop/client")?, mesh.workload("shop/server")?);
+        let _echo = server.sample_server("echo", 7000, &[])?;
+        let to = SocketAddr::new(server.ip(), 7000);
+        let talks = |pod: &Workload| -> Result<bool> {
+            let answer = pod.ask("churn", to, &["--count", "2"], Duration::from_secs(60))?;
+            Ok(answer["ok"] == 2)
+        };
+        let work = Workstation::of(mesh)?;
+        let check = |words: &[&str]| work.says(&[&["check", "strict", "shop", "--output", "json"], words].concat());
+
+        // The mesh's own traffic proves who it is.
+        ensure!(talks(&client)?, "the client does not reach the server");
+        let nobody = check(&[])?;
+        ensure!(nobody.code == 0, "{nobody:?}");
+        ensure!(json(&nobody.out)?["nodes"].as_array().map(Vec::len) == Some(2), "{nobody:?}");
+
+        ensure!(talks(&outsider)? && talks(&scraper)?, "permissive, and refused");
+        let seen = check(&[])?;
+        ensure!(seen.code == 1, "{seen:?}");
+        let nodes = json(&seen.out)?["nodes"].clone();
+        let of = |node: &str| {
+            let all = nodes.as_array().into_iter().flatten().find(|of| of["node"] == node);
+            all.and_then(|of| of["callers"].as_array().cloned()).unwrap_or_default()
+        };
+        ensure!(of("node-a").is_empty(), "{nodes}");
+        let callers = of("node-b");
+        ensure!(callers.len() == 2, "{nodes}");
+        for (pod, kind) in [(&outsider, "pod"), (&scraper, "prometheus")] {
+            let name = pod.object().display_name();
+            let line = callers.iter().find(|line| line["source"] == pod.ip().to_string());
+            let line = line.with_context(|| format!("{name} is not among {nodes}"))?;
+            ensure!(line["pod"] == "shop/server" && line["port"] == 7000 && line["kind"] == kind, "{line}");
+            ensure!(line["name"].to_string().contains(&name) && line["count"].as_u64() >= Some(2), "{line}");
+        }
+        // One node, and on the node itself, without the cluster.
+        ensure!(check(&["--node", "node-a"])?.code == 0, "nobody came to this node");
+        let local = mesh.agent(Side::B)?.says(&["check", "strict", "shop"])?;
+        ensure!(local.code == 1 && local.out.contains("plain/outsider"), "{local:?}");
+        ensure!(mesh.agent(Side::B)?.says(&["check", "strict", "plain"])?.code == 0, "it is of another namespace");
+
+        mesh.objects().put_peer_mode("shop", "Strict")?;
+        for pod in [&outsider, &scraper] {
+            wait::until("it is refused", IN_FORCE_WITHIN, || wait::holds(!talks(pod)?, || "it answers".to_owned()))?;
+            let source = pod.ip().to_string();
+            mesh.logged(Side::B, "the refusal", |line| {
+                line["outcome"] == "plaintext_refused" && line["source"]["ip"] == source.as_str()
+            })?;
+        }
+        ensure!(talks(&client)?, "and so is the client, who was not named");
+
+        // A port that a policy leaves open is no reason against a strict namespace.
+        mesh.objects().put_peer_policy("shop", "peers", "  mode: Strict\n  ports: {\"7000\": {mode: Permissive}}\n")?;
+        wait::until("the port is exempt", IN_FORCE_WITHIN, || {
+            let said = check(&[])?;
+            wait::holds(said.code == 0 && said.out.contains("PeerPolicy shop/peers"), || format!("{said:?}"))
+        })
     })
 }
 

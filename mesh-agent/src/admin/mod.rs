@@ -3,6 +3,7 @@
 //! The network sees numbers and readiness, never configuration, identities in flight or debug data. This room
 //! serves what other rooms hand it and knows none of them.
 
+pub mod callers;
 mod http;
 pub mod pods;
 mod ready;

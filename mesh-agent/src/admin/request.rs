@@ -29,6 +29,11 @@ pub enum Request {
     Pods,
     /// The snapshot in force: answered by the document of [`crate::explain::effective`].
     Config(Wanted),
+    /// Who has come to the pods of a namespace without proof: answered by [`super::callers::Callers`].
+    Callers {
+        /// The namespace.
+        namespace: String,
+    },
 }
 
 /// A sandbox, as the container runtime tells of it.

@@ -14,7 +14,7 @@ use super::enrol::Enroller;
 use super::kernel_events::Scribe;
 use super::metrics::Board;
 use super::pods_thread::Order;
-use super::{explain, pod_list, report, status};
+use super::{callers, explain, pod_list, report, status};
 use crate::admin::{self, AdminError, Readiness};
 use crate::capture::{Kernel, Kubelet};
 use crate::config::Config;
@@ -102,6 +102,9 @@ impl Duties {
                     admin::Request::Status => blocking(move || serde_json::to_vec(&status())).await,
                     admin::Request::Explain(request) => blocking(move || serde_json::to_vec(&explain(request))).await,
                     admin::Request::Pods => blocking(move || serde_json::to_vec(&pod_list::of(&board))).await,
+                    admin::Request::Callers { namespace } => {
+                        blocking(move || serde_json::to_vec(&callers::of(&board, &namespace))).await
+                    }
                     admin::Request::Config(wanted) => {
                         blocking(move || serde_json::to_vec(&document(&board.snapshots.load(), &wanted))).await
                     }

@@ -1,6 +1,7 @@
 //! The composition root: the only file that knows every room. It starts them in order, runs until told to stop,
 //! and takes them down in the opposite order. It decides nothing.
 
+mod callers;
 pub mod controller;
 mod duties;
 mod egress_events;

@@ -12,9 +12,11 @@ use std::sync::{Arc, Mutex};
 use aya::Ebpf;
 use aya::maps::{HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, SkStorage, SockHash};
 use mesh_common::counter::Counter;
-use mesh_common::key::{CidrKey, EndpointKey, ListenerKey, PolicyKey, PortKey, ServiceKey};
+use mesh_common::key::{CidrKey, EndpointKey, ListenerKey, PlainKey, PolicyKey, PortKey, ServiceKey};
 use mesh_common::tag::Reference;
-use mesh_common::value::{EndpointValue, MeshIpValue, OrigDst, PolicyValue, PortRule, ServiceValue, ShareValue};
+use mesh_common::value::{
+    EndpointValue, MeshIpValue, OrigDst, PlainValue, PolicyValue, PortRule, ServiceValue, ShareValue,
+};
 
 use super::error::CaptureError;
 use super::events::EventReader;
@@ -48,6 +50,7 @@ pub struct Kernel {
     /// Inode of the cgroup whose probes are proven.
     pub(super) followed: Mutex<Option<u64>>,
     stats: PerCpuArray<MapData, u64>,
+    pub(super) plain: HashMap<MapData, PlainKey, PlainValue>,
     home_cgroup: Option<PathBuf>,
 }
 
@@ -89,6 +92,7 @@ impl Kernel {
         let mut ebpf = object.load(None)?;
         let maps = Mutex::new(Maps::take(&mut ebpf)?);
         let stats = take(&mut ebpf, "stats")?;
+        let plain = take(&mut ebpf, "plain")?;
         let records = Arc::new(Records::take(&mut ebpf)?);
         let mut hooks = CgroupHooks::load(ebpf)?;
         let staged = if links::any(&config.links()) || links::any(&config.pods()) {
@@ -111,6 +115,7 @@ impl Kernel {
             records,
             followed: Mutex::default(),
             stats,
+            plain,
             home_cgroup,
         })
     }

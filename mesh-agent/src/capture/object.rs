@@ -32,7 +32,7 @@ const RECORDS: [&str; 8] = ["flows", "orig_dsts", "shares", "listeners", "events
 /// What guards know: a record too, but not made before somebody is guarded.
 const KNOWN: &str = "known";
 /// What an agent writes from its snapshots, and counts.
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 15] = [
     "pods",
     "pod_facts",
     "services",
@@ -44,6 +44,7 @@ const MAPS: [&str; 14] = [
     "excluded_cidrs",
     "admitted",
     "told",
+    "plain",
     "seeks",
     "stats",
     "twin",

@@ -38,7 +38,7 @@ pub enum Command {
     /// Hold the root of a mesh of several nodes and certify their workloads
     Ca(Box<ca::CaArgs>),
     /// Say whether this machine can run the agent, and what to do if not
-    Check(check::CheckArgs),
+    Check(Box<check::CheckArgs>),
     /// Enrol a pod before its containers start: the CNI plugin, as a container runtime calls it
     Cni(cni::CniArgs),
     /// Show what became of the objects: the snapshot that an agent decides by

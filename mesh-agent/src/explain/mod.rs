@@ -16,6 +16,7 @@ mod view;
 mod walk;
 mod words;
 
+pub mod callers;
 pub mod effective;
 
 use std::net::SocketAddr;

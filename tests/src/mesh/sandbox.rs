@@ -68,6 +68,15 @@ impl Mesh {
         Runtime::of(self.topology.node(side))
     }
 
+    /// The pod `namespace/name` that was added before.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn workload(&self, name: &str) -> Result<Arc<Workload>> {
+        let found = self.pods.iter().find(|pod| pod.object.display_name() == name);
+        found.cloned().with_context(|| format!("there is no pod {name}"))
+    }
+
     /// The kubeconfig of [`Self::use_api_server`].
     ///
     /// # Errors

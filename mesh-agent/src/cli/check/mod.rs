@@ -5,19 +5,25 @@
 
 mod judge;
 mod machine;
+mod strict;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{fail, print};
+use super::place::Place;
+use super::{fail, plain, print};
 use machine::Machine;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct CheckArgs {
+    #[command(subcommand)]
+    command: Option<CheckCommand>,
     /// The bpffs that the agent will pin to.
     #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
@@ -27,7 +33,18 @@ pub struct CheckArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    place: Place,
 }
+
+#[derive(Debug, clap::Subcommand)]
+enum CheckCommand {
+    /// Say whom strict peer mode would refuse in a namespace, from traffic seen
+    Strict(strict::StrictArgs),
+}
+
+/// Loading all programs once takes seconds at most.
+const WITHIN: Duration = Duration::from_secs(60);
 
 /// How a finding counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -55,6 +72,12 @@ struct Finding {
 }
 
 pub(super) fn run(args: &CheckArgs) -> ExitCode {
+    if let Some(CheckCommand::Strict(args)) = &args.command {
+        return strict::run(args);
+    }
+    if args.place.is_a_node() {
+        return there(args);
+    }
     let machine = Machine::here();
     let findings = judge::all(&machine, &args.bpffs, args.cgroup.as_deref());
     let passed = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
@@ -68,6 +91,20 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
         print(&render(&findings));
     }
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The check of a node, made in its agent's container.
+fn there(args: &CheckArgs) -> ExitCode {
+    let json: &[&str] = if args.json { &["--json"] } else { &[] };
+    match args.place.run_there(&[&["check"], json].concat(), WITHIN) {
+        // What it says is its result, whichever that is.
+        Ok(ran) if !ran.stdout.is_empty() => {
+            print(&String::from_utf8_lossy(&ran.stdout));
+            if ran.code == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Ok(ran) => fail(&plain(ran.stderr.trim())),
+        Err(error) => fail(&error),
+    }
 }
 
 /// The findings of a check with the usual places, as JSON.

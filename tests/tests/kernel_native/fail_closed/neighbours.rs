@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{LpmTrie, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues};
 use mesh_agent::capture::EnrolledPod;
+use mesh_agent::model::addr::key_ip;
 use mesh_agent::model::policy::Action;
 use mesh_agent::model::workload::{Exclusions, PeerMode, PeerModes, Workload};
 use mesh_agent::proxy::pod_net::{PodNet, SocketUse};
 use mesh_common::counter::Counter;
-use mesh_common::key::{CidrKey, EndpointKey, FlowKey, INBOUND, Ip, PolicyKey, PortKey, ServiceKey};
+use mesh_common::key::{CidrKey, EndpointKey, FlowKey, INBOUND, Ip, PlainKey, PolicyKey, PortKey, ServiceKey};
 use mesh_common::limits;
 use mesh_common::tag::Reference;
 use mesh_common::value::{
-    Asked, EndpointValue, FlowValue, MeshIpValue, PolicyValue, PortRule, ServiceValue, ShareValue,
+    Asked, EndpointValue, FlowValue, MeshIpValue, PlainValue, PolicyValue, PortRule, ServiceValue, ShareValue,
 };
 use mesh_tests::pod::Pod;
 use mesh_tests::process::Process;
@@ -172,6 +173,7 @@ pub(super) const ROWS: &[Row<Neighbours>] = &[
         assert_eq!(bench.count(Counter::ConnectDenied), 1, "an array always has its entry, and it decides nothing");
         Ok(())
     }),
+    Row::new("plain", "full of others", plain_full),
     Row::new("events", "no room, since nobody reads", |bench, at| {
         let forbidden = SocketAddr::new(at.direct.ip(), FORBIDDEN);
         // An event takes 64 bytes with its header.
@@ -247,6 +249,38 @@ fn excluded_cidrs_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
     bench.policies = policies;
     bench.replace(server(&at.server))?;
     outcome.unwrap_or_else(|| Err(anyhow::anyhow!("the map took one more")))
+}
+
+/// No room to remember a caller without others going: a strict pod refuses at the SYN as ever and remembers nobody, a
+/// permissive one lets in as ever, and the caller is remembered in another's place.
+fn plain_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
+    let key = |number: u32| PlainKey { netns_cookie: u64::MAX, ip: nobody(number), port: 1, pad: [0; 3] };
+    let fill = |bench: &Bench| -> Result<()> {
+        let mut plain: HashMap<MapData, PlainKey, PlainValue> = pinned(bench, "plain")?;
+        // More than there is room for: a map of this type takes out what is old, and refuses nothing.
+        Ok((0..2 * limits::PLAIN).try_for_each(|n| plain.insert(key(n), PlainValue { count: 1, last_ns: 1 }, 0))?)
+    };
+    let remembered = |bench: &Bench| -> Result<Vec<PlainKey>> {
+        let plain: HashMap<MapData, PlainKey, PlainValue> = pinned(bench, "plain")?;
+        let keys: Vec<PlainKey> = plain.keys().collect::<Result<_, _>>()?;
+        ensure!(keys.iter().any(|key| key.netns_cookie == u64::MAX), "it was never full");
+        Ok(keys.into_iter().filter(|key| key.netns_cookie == at.server_cookie).collect())
+    };
+    let policies = std::mem::take(&mut bench.policies);
+    bench.sync()?;
+    fill(bench)?;
+    refuses(bench, &at.stranger, at.direct, &[Counter::LookupStrict])?;
+    ensure!(remembered(bench)?.is_empty(), "somebody who was refused is remembered");
+    bench.replace(at.server_as(|server| server.peer_mode = PeerModes::default()))?;
+    fill(bench)?;
+    counted(bench, &[Counter::LookupPermissive], || served(&at.stranger, at.direct).map(drop))?;
+    let caller =
+        PlainKey { netns_cookie: at.server_cookie, ip: key_ip(at.stranger.ip()), port: at.direct.port(), pad: [0; 3] };
+    let found = remembered(bench)?;
+    bench.policies = policies;
+    bench.replace(server(&at.server))?;
+    ensure!(found == [caller], "remembered: {found:?}");
+    Ok(())
 }
 
 #[test]
