@@ -22,6 +22,8 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The kernel's own number of the first cgroup namespace (proc_ns.h, PROC_CGROUP_INIT_INO).
 const INITIAL_CGROUP_NAMESPACE: u64 = 0xefff_fffb;
+/// The same of the first pid namespace (PROC_PID_INIT_INO).
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 /// Of `fsopen(2)`.
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 /// Of `fsconfig(2)`.
@@ -65,6 +67,18 @@ pub fn enter_cgroup_namespace_of_init() -> io::Result<bool> {
     }
     setns(there, CloneFlags::CLONE_NEWCGROUP)?;
     Ok(true)
+}
+
+/// Whether process 1 is that of the node: that of the machine, or one of which this process is no part (a container
+/// that sees the node's processes, the node itself being a container).
+///
+/// # Errors
+/// Without /proc.
+pub fn is_process_one_the_nodes() -> io::Result<bool> {
+    if namespace_inode(&File::open("/proc/self/ns/pid")?)? == INITIAL_PID_NAMESPACE {
+        return Ok(true);
+    }
+    Ok(std::fs::read("/proc/1/cgroup")? != std::fs::read("/proc/self/cgroup")?)
 }
 
 /// The root of a procfs of our own, mounted nowhere: the runtime of a container makes /proc/sys read-only, not this.

@@ -1,13 +1,18 @@
 //! The place from which an operator asks agents through the API server: no state folder, no way to another node; and
-//! what a cluster has for that: the agents' pods, in whose containers a command can be run.
+//! what a cluster has for that: the agents' pods, in whose containers a command can be run, and the rest of what is
+//! installed.
+#![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use serde_json::{Value, json};
 
 use crate::agent::Agent;
+use crate::deployed;
 use crate::kube_api::{ApiServer, Container};
 use crate::mesh::Mesh;
 use crate::netns::Netns;
@@ -63,7 +68,6 @@ pub fn agent_pod(node: &Node) -> String {
 /// # Errors
 /// What the API server refuses.
 pub fn put_agents(mesh: &Mesh, api: &ApiServer) -> Result<()> {
-    api.put(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n"))?;
     for side in Side::BOTH {
         let node = mesh.node(side);
         put_agent(api, node, true)?;
@@ -92,10 +96,68 @@ pub fn put_agent(api: &ApiServer, node: &Node, ready: bool) -> Result<()> {
     api.put(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: {NAMESPACE}\n  name: {}\n  \
          labels: {{app.kubernetes.io/name: mesh-agent}}\n\
-         spec: {{nodeName: {}, hostNetwork: true, containers: [{{name: agent, image: mesh-agent}}]}}\n\
+         spec: {{nodeName: {}, hostNetwork: true, containers: [{{name: agent, image: mesh-agent, \
+         args: [run, \"--bpffs={}\", \"--cgroup={}\"]}}]}}\n\
          status: {{phase: Running, containerStatuses: [{{name: agent, image: \"mesh-agent:test\", ready: {ready}, \
          restartCount: 2, state: {{running: {{}}}}}}]}}\n",
         agent_pod(node),
-        node.name()
+        node.name(),
+        node.bpffs().display(),
+        node.cgroup().display(),
     ))
+}
+
+/// Puts what `deploy/` installs beside the agents' pods, as it is when all is well: definitions, workloads with their
+/// statuses, nodes, and the authority's roots.
+///
+/// # Errors
+/// What the API server refuses.
+pub fn put_installation(api: &ApiServer) -> Result<()> {
+    api.put(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n"))?;
+    deployed::objects("crds")?.into_iter().try_for_each(|crd| api.put_object(crd))?;
+    for side in Side::BOTH {
+        api.put(&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\n", side.node_name()))?;
+    }
+    put_daemon_set(api, 2)?;
+    put_deployment(api, "mesh-agent-ca", 2)?;
+    put_deployment(api, "mesh-agent-controller", 2)?;
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = root.self_signed(&KeyPair::generate()?)?;
+    put_roots(api, &root.pem())
+}
+
+/// Puts the agents' DaemonSet, so many of whose two pods are ready.
+///
+/// # Errors
+/// What the API server refuses.
+pub fn put_daemon_set(api: &ApiServer, ready: u32) -> Result<()> {
+    let status = json!({"desiredNumberScheduled": 2, "numberReady": ready, "updatedNumberScheduled": 2});
+    put_workload(api, "DaemonSet", "mesh-agent", status)
+}
+
+/// Puts a Deployment, with so many replicas available.
+///
+/// # Errors
+/// What the API server refuses.
+pub fn put_deployment(api: &ApiServer, name: &str, available: u32) -> Result<()> {
+    put_workload(api, "Deployment", name, json!({"availableReplicas": available}))
+}
+
+/// Puts the roots that the authority publishes.
+///
+/// # Errors
+/// What the API server refuses.
+pub fn put_roots(api: &ApiServer, pem: &str) -> Result<()> {
+    let metadata = json!({"namespace": NAMESPACE, "name": "mesh-agent-ca-roots"});
+    let data = json!({"root-cert.pem": pem});
+    api.put_object(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}))
+}
+
+/// A workload of `deploy/`, whose controller has seen all of it.
+fn put_workload(api: &ApiServer, kind: &str, name: &str, mut status: Value) -> Result<()> {
+    status["observedGeneration"] = json!(u32::MAX);
+    let mut object = deployed::object(kind, name)?;
+    object["status"] = status;
+    api.put_object(object)
 }

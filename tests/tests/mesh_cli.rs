@@ -17,10 +17,11 @@ use mesh_tests::workstation::{self, NAMESPACE, Workstation};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A mesh at an API server with a pod on each node, and the agents' own pods.
+/// A mesh at an API server with a pod on each node, the agents' own pods, and what is installed with them.
 fn cluster(scene: impl FnOnce(&mut Mesh, &Arc<ApiServer>) -> Result<()>) -> Result<()> {
     scenario(|mesh| {
         let api = mesh.use_api_server()?;
+        workstation::put_installation(&api)?;
         mesh.shop()?;
         workstation::put_agents(mesh, &api)?;
         scene(mesh, &api)
@@ -105,6 +106,9 @@ fn each_command_reaches_the_agent_of_a_node_from_elsewhere() -> Result<()> {
         // The node's machine, as its agent's container sees it.
         let checked = work.says(&["check", "--node", "node-b"])?;
         ensure!(checked.out.contains("CAP_BPF") && checked.err.is_empty(), "{checked:?}");
+        // With the places that its agent was given.
+        let places = [mesh.node(Side::B).bpffs(), mesh.node(Side::B).cgroup()].map(|path| path.display().to_string());
+        ensure!(checked.code == 0 && places.iter().all(|place| checked.out.contains(place)), "{checked:?}");
         let level = work.says(&["logs", "level", "mesh_agent=debug", "--seconds", "60", "--node", "node-b"])?;
         ensure!(level.code == 0 && level.out.contains("mesh_agent=debug"), "{level:?}");
         let recent = work.says(&["logs", "recent", "--node", "node-b"])?;
@@ -140,6 +144,74 @@ fn status_of_the_cluster_has_a_line_for_every_node() -> Result<()> {
         ensure!(a == ["node-a", "yes", "Running", "1", "2", "mesh-agent-node-a", "mesh-agent:test"], "{}", said.out);
         ensure!(b[..4] == ["node-b", "no", "Running", "1"], "{}", said.out);
         ensure!(z[..4] == ["node-z", "no", "no", "agent"], "{}", said.out);
+        Ok(())
+    })
+}
+
+#[test]
+fn check_of_the_cluster_names_what_is_amiss_with_the_way_out() -> Result<()> {
+    cluster(|mesh, api| {
+        let work = Workstation::of(mesh)?;
+        let check = || -> Result<(i32, Vec<Value>)> {
+            let said = work.says(&["check", "--all-nodes", "--json"])?;
+            ensure!(said.err.is_empty(), "{said:?}");
+            Ok((said.code, json(&said.out)?["findings"].as_array().cloned().unwrap_or_default()))
+        };
+        let amiss = |findings: &[Value]| -> Vec<String> {
+            let amiss = findings.iter().filter(|finding| finding["verdict"] != "ok");
+            amiss.map(|finding| format!("{} {}: {}", finding["verdict"], finding["name"], finding["found"])).collect()
+        };
+        let (code, findings) = check()?;
+        ensure!(code == 0 && amiss(&findings).is_empty(), "{findings:#?}");
+        let found: Vec<&str> = findings.iter().filter_map(|finding| finding["found"].as_str()).collect();
+        for part in ["2 agents answer", "2 of 2 captured", "2 of 2 ready, 2 of the newest version"] {
+            ensure!(found.contains(&part), "no `{part}` in {found:?}");
+        }
+
+        // One thing at a time, and then as before.
+        let expect = |what: &str, fails: bool, parts: &[&str]| -> Result<()> {
+            wait::until(what, IN_FORCE_WITHIN, || {
+                let (code, findings) = check()?;
+                let amiss = amiss(&findings);
+                let named = amiss.len() == parts.len() && amiss.iter().zip(parts).all(|(one, part)| one.contains(part));
+                wait::holds(named && (code != 0) == fails, || format!("{code}: {amiss:#?}"))
+            })
+        };
+        workstation::put_daemon_set(api, 1)?;
+        expect("an agent that is not ready", true, &["1 of 2 ready"])?;
+        workstation::put_daemon_set(api, 2)?;
+        workstation::put_deployment(api, "mesh-agent-ca", 0)?;
+        expect("an authority that is away", true, &["0 of 2 available"])?;
+        workstation::put_deployment(api, "mesh-agent-ca", 2)?;
+        workstation::put_deployment(api, "mesh-agent-controller", 0)?;
+        expect("a controller that is away", false, &["0 of 2 available"])?;
+        workstation::put_deployment(api, "mesh-agent-controller", 2)?;
+        let roots = api.get("ConfigMap", NAMESPACE, "mesh-agent-ca-roots").context("no roots")?;
+        workstation::put_roots(api, "nothing")?;
+        expect("roots that cannot be read", true, &["root-cert.pem of ConfigMap mesh-agent-ca-roots"])?;
+        workstation::put_roots(api, roots["data"]["root-cert.pem"].as_str().context("a root")?)?;
+        // What may not be read is not called missing, and the rest is told all the same.
+        api.faults().forbid("get", "deployments");
+        expect("rights that are missing", false, &["get deployments", "get deployments"])?;
+        api.faults().permit_all();
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: lost, uid: u-lost}\n\
+                   spec: {nodeName: node-b}\nstatus: {phase: Running, podIPs: [{ip: 10.9.9.9}]}\n";
+        api.put(pod)?;
+        let lost = "2 of 3 captured; not shop/lost on node-b (no network namespace is known";
+        let nameless = "2 valid; not spiffe://cluster.local/ns/shop/sa/default on node-b";
+        expect("a pod that cannot be captured", true, &[lost, nameless])?;
+        let traffic = "trafficpolicies.mesh-agent.io";
+        api.remove("CustomResourceDefinition", "", traffic)?;
+        let (code, findings) = check()?;
+        ensure!(code == 1 && amiss(&findings)[0].contains(&format!("{traffic} is not there")), "{findings:#?}");
+
+        mesh.take_agent(Side::B)?.kill()?;
+        let said = Workstation::of(mesh)?.says(&["check", "--all-nodes"])?;
+        ensure!(said.code == 1 && said.out.contains("node-b") && said.out.contains("admin.sock"), "{said:?}");
+        ensure!(
+            said.out.contains("see: docs/install.md#") && said.out.contains("is not in order; failed: "),
+            "{said:?}"
+        );
         Ok(())
     })
 }
@@ -251,7 +323,7 @@ fn the_rights_that_are_documented_are_enough_and_each_is_needed() -> Result<()> 
         let operator = Workstation::of(mesh)?.with(&kubeconfig);
         // The agents are connected; from here on only what is new is asked for a right.
         api.faults().enforce_roles(true);
-        let uses: [&[&str]; 2] = [&["pods", "--pod", "shop/client"], &["status"]];
+        let uses: [&[&str]; 3] = [&["pods", "--pod", "shop/client"], &["status"], &["check", "--all-nodes"]];
         let whole = |said: &Said| said.code == 0 && !said.out.contains("Needed: ");
         grant(api, &roles, None)?;
         for words in uses {

@@ -54,6 +54,12 @@ pub struct PodStatus {
     pub policies: Vec<String>,
 }
 
+/// Whether a pod in this stage should be captured: what `mesh_pods_expected` counts.
+#[must_use]
+pub fn is_expected(stage: &str) -> bool {
+    matches!(stage, "joining" | "captured" | "failed")
+}
+
 /// One route at one parent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteLine {

@@ -75,7 +75,8 @@ pub fn run(config: Config) -> Result<()> {
     )?;
     sys::set_undumpable().context("PR_SET_DUMPABLE")?;
     raise_descriptor_limit();
-    config.cni.as_ref().map_or(Ok(()), cni::is_writable).context("the CNI plugin cannot be installed")?;
+    let plugin = config.cni.iter().flat_map(|cni| [&*cni.conf_dir, &*cni.bin_dir]);
+    cni::is_writable(plugin).context("the CNI plugin cannot be installed")?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("--state-dir {}", config.state_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

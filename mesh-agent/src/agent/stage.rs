@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::admin::status::is_expected;
 use crate::capture::{DirectConnection, EnrolledPod, Kernel, NotCaptured};
 use crate::control::Published;
 use crate::model::identity::PeerIdentity;
@@ -44,7 +45,7 @@ impl PodReport {
 
     /// Whether the pod should be captured.
     pub(super) fn is_expected(&self) -> bool {
-        matches!(self.stage, "joining" | "captured" | "failed")
+        is_expected(self.stage)
     }
 }
 

@@ -4,6 +4,7 @@
 //! `proxy`, and a delivery of `proxy` arrive at the application. It never decides on a connection itself and
 //! never reads Kubernetes objects: it makes the kernel's maps say what a [`crate::snapshot::Snapshot`] says.
 
+pub mod capabilities;
 mod digest;
 mod egress;
 mod error;

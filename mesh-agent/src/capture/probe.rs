@@ -12,6 +12,7 @@ use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
+use super::capabilities;
 use super::error::CaptureError;
 use super::netlink::request;
 use super::object::Half;
@@ -29,7 +30,7 @@ pub fn has_programs() -> bool {
 /// # Errors
 /// What keeps it from that.
 pub(super) fn can_run() -> Result<(), CaptureError> {
-    let missing = missing_capabilities();
+    let missing = capabilities::missing();
     if has_programs() && !missing.is_empty() {
         return Err(CaptureError::Privileges(missing));
     }
@@ -133,24 +134,4 @@ pub fn socket_control_at_start() -> SocketControl {
     };
     tracing::warn!("this kernel lacks {lacks} (docs/kernels.md)");
     control
-}
-
-/// Capabilities that the agent cannot do without, with their numbers (capabilities(7)).
-const NEEDED: [(&str, u32); 4] = [
-    // Routes and rules inside pods, transparent sockets, marks.
-    ("CAP_NET_ADMIN", 12),
-    // Which processes are in a pod's network namespace, and in which cgroup: without it none would be seen.
-    ("CAP_SYS_PTRACE", 19),
-    // setns(2).
-    ("CAP_SYS_ADMIN", 21),
-    // Programs and maps.
-    ("CAP_BPF", 39),
-];
-
-/// Which of the needed capabilities this process does not hold; all when /proc does not say.
-fn missing_capabilities() -> Vec<&'static str> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let held = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let held = held.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default();
-    NEEDED.iter().filter(|(_, bit)| held & (1 << bit) == 0).map(|(name, _)| *name).collect()
 }

@@ -58,7 +58,7 @@ fn here(place: &Place) -> Result<Vec<u8>, String> {
 
 /// The archive that the agent's container makes: of its machine, which is the node.
 fn there(place: &Place) -> Result<Vec<u8>, String> {
-    let ran = place.run_there(&["bugreport", "--output", "-"], WITHIN)?;
+    let ran = place.run_there(|_| ["bugreport", "--output", "-"].map(str::to_owned).into(), WITHIN)?;
     if ran.code == 0 { Ok(ran.stdout) } else { Err(plain(ran.stderr.trim())) }
 }
 
@@ -78,9 +78,11 @@ fn names(archive: &[u8]) -> io::Result<Vec<String>> {
 }
 
 fn gather(place: &Place) -> Vec<Part> {
+    let checked = check::Report::of_this_machine(&place.state_dir);
+    let checked = serde_json::to_string_pretty(&checked).unwrap_or_else(|error| error.to_string());
     let mut parts = vec![
         ("version.txt", format!("{}\n", env!("CARGO_PKG_VERSION"))),
-        ("check.json", check::report()),
+        ("check.json", checked),
         ("kernel.txt", read("/proc/sys/kernel/version") + &read("/proc/version") + &read("/proc/cmdline")),
         ("mounts.txt", read("/proc/self/mounts")),
         ("memory.txt", read("/proc/meminfo") + &read("/proc/pressure/memory") + &read("/proc/pressure/cpu")),

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde_json::Value;
 
 use super::place::Place;
@@ -13,8 +14,8 @@ use crate::explain::effective::{Part, Wanted};
 #[derive(Debug, clap::Args)]
 pub struct ConfigArgs {
     /// One part of it
-    #[arg(value_enum)]
-    part: Option<PartName>,
+    #[arg(value_parser = Parts::parser())]
+    part: Option<Parts>,
     /// Only what is of this namespace, or has this name: NAMESPACE or NAMESPACE/NAME
     which: Option<String>,
     #[command(flatten)]
@@ -30,39 +31,16 @@ enum Format {
     Json,
 }
 
-/// The parts, in the words of the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum PartName {
-    /// All of it
-    All,
-    /// Which namespaces are opted in
-    Namespaces,
-    /// Pods of all nodes
-    Workloads,
-    /// Service ports with their endpoints
-    Services,
-    /// What requests and connections to Service ports meet
-    Routes,
-    /// Authorization policies
-    Policies,
-    /// What pods that may not leave the mesh reach all the same
-    Admitted,
-    /// Mistakes that are not mended
-    Problems,
-}
+/// One part; none is all of them, so that a namespace can follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Parts(Option<Part>);
 
-impl PartName {
-    fn part(self) -> Option<Part> {
-        Some(match self {
-            Self::All => return None,
-            Self::Namespaces => Part::Namespaces,
-            Self::Workloads => Part::Workloads,
-            Self::Services => Part::Services,
-            Self::Routes => Part::Routes,
-            Self::Policies => Part::Policies,
-            Self::Admitted => Part::Admitted,
-            Self::Problems => Part::Problems,
-        })
+impl Parts {
+    fn parser() -> impl TypedValueParser<Value = Self> {
+        let words = Part::ALL.map(|(_, word, about)| PossibleValue::new(word).help(about));
+        let all = PossibleValue::new("all").help("All of it");
+        PossibleValuesParser::new([vec![all], words.into()].concat())
+            .map(|chosen| Self(Part::ALL.iter().find(|(_, word, _)| *word == chosen).map(|(part, _, _)| *part)))
     }
 }
 
@@ -85,14 +63,14 @@ pub(super) fn run(args: ConfigArgs) -> ExitCode {
     }
 }
 
-fn wanted(part: Option<PartName>, which: Option<&str>) -> Wanted {
+fn wanted(part: Option<Parts>, which: Option<&str>) -> Wanted {
     let (namespace, name) = match which.map(|which| which.split_once('/').ok_or(which)) {
         None => (None, None),
         Some(Err(namespace)) => (Some(namespace), None),
         Some(Ok((namespace, name))) => (Some(namespace), Some(name)),
     };
     Wanted {
-        part: part.and_then(PartName::part),
+        part: part.and_then(|Parts(part)| part),
         namespace: namespace.map(str::to_owned),
         name: name.map(str::to_owned),
     }
@@ -100,6 +78,8 @@ fn wanted(part: Option<PartName>, which: Option<&str>) -> Wanted {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -109,7 +89,23 @@ mod tests {
             assert_eq!((found.part, found.namespace.as_deref(), found.name.as_deref()), expected);
         };
         check(None, None, (None, None, None));
-        check(Some(PartName::All), Some("shop"), (None, Some("shop"), None));
-        check(Some(PartName::Services), Some("shop/web"), (Some(Part::Services), Some("shop"), Some("web")));
+        check(Some(Parts(None)), Some("shop"), (None, Some("shop"), None));
+        check(Some(Parts(Some(Part::Services))), Some("shop/web"), (Some(Part::Services), Some("shop"), Some("web")));
+    }
+
+    #[test]
+    fn each_part_has_its_word_on_the_command_line() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: ConfigArgs,
+        }
+        let parse = |word: &str| Line::try_parse_from(["config", word]).map(|line| line.args.part);
+        for (part, word, _) in Part::ALL {
+            assert_eq!(parse(word).unwrap(), Some(Parts(Some(part))), "{word}");
+            assert_eq!(serde_json::to_value(part).unwrap(), word, "on the wire too");
+        }
+        assert_eq!(parse("all").unwrap(), Some(Parts(None)));
+        assert!(parse("secrets").is_err());
     }
 }

@@ -1,11 +1,13 @@
 //! Which agent a command is about: that of this machine by its socket, or that of a node through the API server
 //! (decision 0015). There the same program is run in the agent's container, with the operator's own rights.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,6 +21,8 @@ use crate::control::{AgentPod, ApiAccess, Operator, Ran};
 const PROGRAM: &str = "mesh-agent";
 /// How long an agent may take to answer through the API server.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// Agents that are asked at once.
+const AT_ONCE: usize = 8;
 /// Clap's exit code for what it does not know.
 const UNKNOWN_COMMAND: i32 = 2;
 
@@ -109,15 +113,19 @@ impl Place {
         admin::ask(&self.state_dir, request).await.map_err(|error| format!("{error}; {hint}"))
     }
 
-    /// Runs a command of this program beside the agent of a node, and gives what it has said.
+    /// Runs this program beside the agent of a node, with the `arguments` for that one, and gives what it has said.
     ///
     /// # Errors
     /// When it was not run.
-    pub(super) fn run_there(&self, arguments: &[&str], within: Duration) -> Result<Ran, String> {
+    pub(super) fn run_there(
+        &self,
+        arguments: impl FnOnce(&AgentPod) -> Vec<String>,
+        within: Duration,
+    ) -> Result<Ran, String> {
         wait(async {
             let operator = self.api.open().await?;
             let agent = self.agent(&operator).await?;
-            let command: Vec<String> = [PROGRAM].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+            let command = [vec![PROGRAM.to_owned()], arguments(&agent)].concat();
             operator.run(&agent, &command, within).await.map_err(|error| error.to_string())
         })
     }
@@ -146,6 +154,29 @@ pub(super) async fn ask_there<T: DeserializeOwned>(
     let command = [PROGRAM.to_owned(), "ask".to_owned(), request];
     let ran = operator.run(agent, &command, ANSWERS_WITHIN).await.map_err(|error| error.to_string())?;
     read(agent, &ran)
+}
+
+/// Asks the agent of every node, and gives each node's answer, or why there is none.
+pub(super) async fn ask_all<T: DeserializeOwned>(
+    operator: &Operator,
+    agents: Vec<AgentPod>,
+    request: &Request,
+) -> Vec<(String, Result<T, String>)> {
+    let mut of_node: BTreeMap<String, AgentPod> = BTreeMap::new();
+    for agent in agents {
+        let better = of_node.get(&agent.node).is_none_or(|other| other.rank() < agent.rank());
+        if better {
+            of_node.insert(agent.node.clone(), agent);
+        }
+    }
+    let asked = of_node.into_iter().map(|(node, agent)| async move {
+        let answer = match agent.running {
+            true => ask_there(operator, &agent, request).await,
+            false => Err(format!("the agent of node {node} does not run: pod {} is {}", agent.name, agent.state)),
+        };
+        (node, answer)
+    });
+    futures_util::stream::iter(asked).buffered(AT_ONCE).collect().await
 }
 
 /// What `ask` prints: the answer with the version that gives it.

@@ -55,13 +55,13 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> InstallError {
     move |source| InstallError::Io { path, source }
 }
 
-/// Whether both directories are there to be written to. Looked at when an agent starts: one that could never install
+/// Whether directories are there to be written to. Looked at when an agent starts: one that could never install
 /// the plugin would say that it is ready, and the node's pods would start without waiting for it.
 ///
 /// # Errors
 /// Names the directory.
-pub fn is_writable(install: &CniInstall) -> Result<(), InstallError> {
-    [&install.conf_dir, &install.bin_dir].into_iter().try_for_each(|dir| {
+pub fn is_writable<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Result<(), InstallError> {
+    dirs.into_iter().try_for_each(|dir| {
         nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| at(dir)(errno.into()))
     })
 }

@@ -29,7 +29,8 @@ use tracing::{info, warn};
 use self::dir::Watcher;
 pub use self::kube::{
     AgentPod, ApiAccess, Asked, CONTROLLER, CapturePublisher, Cluster, Compilations, KindHealth, KubeConfig, Operator,
-    Ran, ReviewedToken, StatusWriter, StatusWrites, StatusWritesReader, Unreached, Unreviewed, asked_by_labels,
+    Ran, Resource, ReviewedToken, StatusWriter, StatusWrites, StatusWritesReader, Unreached, Unreviewed,
+    asked_by_labels,
 };
 pub use self::publish::{Published, publish_captured};
 use self::source::DirSource;

@@ -3,63 +3,22 @@
 use std::path::Path;
 
 use super::machine::{Machine, Mount};
-use super::{Finding, Verdict};
+use super::{Finding, Places, bad, folders, ok, warn};
+use crate::capture::capabilities::{CAPABILITIES, Capability};
 use crate::capture::probe::SocketControl;
 
 /// Oldest kernel that is tested (design §2).
 const KERNEL_FLOOR: (u32, u32) = (6, 1);
 
-/// One capability, by its number in capability.h.
-struct Capability {
-    name: &'static str,
-    bit: u32,
-    /// `None`: the agent cannot do without.
-    without: Option<&'static str>,
-    purpose: &'static str,
-}
-
-const CAP_SYS_ADMIN: u32 = 21;
-/// What the agent needs beyond root's uid; each with the call that needs it.
-const CAPABILITIES: [Capability; 6] = [
-    Capability {
-        name: "CAP_SYS_ADMIN",
-        bit: CAP_SYS_ADMIN,
-        without: None,
-        purpose: "setns(2) into the pods' network namespaces, BPF_OBJ_GET and link updates",
-    },
-    Capability { name: "CAP_BPF", bit: 39, without: None, purpose: "bpf(2): loading programs and maps" },
-    Capability {
-        name: "CAP_NET_ADMIN",
-        bit: 12,
-        without: None,
-        purpose: "attaching network programs, IP_TRANSPARENT and SO_MARK of delivery sockets, rules in the pods",
-    },
-    Capability {
-        name: "CAP_SYS_PTRACE",
-        bit: 19,
-        without: None,
-        purpose: "finding the pods' processes, network namespaces and cgroups below /proc",
-    },
-    Capability {
-        name: "CAP_PERFMON",
-        bit: 38,
-        without: None,
-        purpose: "programs that read kernel structures through BTF",
-    },
-    Capability {
-        name: "CAP_SYS_RESOURCE",
-        bit: 24,
-        without: Some("the limit of open files stays as it is: raise it with ulimit -n for many connections"),
-        purpose: "raising the limit of open files",
-    },
-];
-
 /// Everything, in the order in which a person would mend it.
-pub(super) fn all(machine: &Machine, bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
-    let mut findings = vec![programs(machine), kernel(machine), cgroups(machine, cgroup), btf(machine)];
-    findings.push(bpf_filesystem(machine, bpffs));
+pub(super) fn all(machine: &Machine, places: &Places) -> Vec<Finding> {
+    let cgroups = cgroups(machine, places.cgroup.as_deref());
+    let mut findings = vec![programs(machine), kernel(machine), cgroups, btf(machine)];
+    findings.push(bpf_filesystem(machine, &places.bpffs));
     findings.extend(CAPABILITIES.iter().map(|capability| held(machine, capability)));
     findings.push(cgroup_namespace(machine));
+    findings.push(process_one(machine));
+    findings.extend(machine.folders.iter().map(folders::shared));
     findings.push(sysctls(machine));
     findings.push(verifier(machine));
     findings.push(jit(machine));
@@ -175,7 +134,7 @@ fn bpf_filesystem(machine: &Machine, path: &Path) -> Finding {
 }
 
 fn held(machine: &Machine, capability: &Capability) -> Finding {
-    let (name, purpose) = (capability.name, capability.purpose);
+    let Capability { name, purpose, .. } = *capability;
     let held = match &machine.capabilities {
         Ok(held) => *held,
         Err(reason) => return warn(name, reason.clone(), purpose, "mount /proc"),
@@ -184,14 +143,10 @@ fn held(machine: &Machine, capability: &Capability) -> Finding {
         let found = "this process is in a user namespace: what it holds counts only there";
         return bad(name, found, purpose, "run it in the initial user namespace (hostUsers: true in a pod)");
     }
-    let has = |bit: u32| held >> bit & 1 == 1;
-    // capabilities(7): CAP_BPF and CAP_PERFMON were parts of CAP_SYS_ADMIN, which still includes them.
-    let implied = matches!(name, "CAP_BPF" | "CAP_PERFMON") && has(CAP_SYS_ADMIN);
-    match (has(capability.bit), implied, capability.without) {
-        (true, _, _) => ok(name, "held", purpose),
-        (false, true, _) => ok(name, "not held, but included in CAP_SYS_ADMIN", purpose),
-        (false, false, Some(without)) => warn(name, "not held", purpose, without),
-        (false, false, None) => {
+    match (capability.is_in(held), capability.without) {
+        (true, _) => ok(name, "held", purpose),
+        (false, Some(without)) => warn(name, "not held", purpose, without),
+        (false, None) => {
             bad(name, "not held", purpose, "run as root, or add it to the container's securityContext.capabilities")
         }
     }
@@ -207,6 +162,13 @@ fn cgroup_namespace(machine: &Machine) -> Finding {
             let found = format!("the container's own, and that of process 1 cannot be entered: {reason}");
             bad("cgroup-namespace", found, purpose, "give the pod hostPID: true and CAP_SYS_PTRACE")
         }
+    }
+}
+
+fn process_one(machine: &Machine) -> Finding {
+    match &machine.process_one {
+        Ok(is_the_nodes) => folders::process_one(*is_the_nodes),
+        Err(reason) => warn("process-1", reason.clone(), "finding the pods' processes", "mount /proc"),
     }
 }
 
@@ -235,7 +197,9 @@ fn jit(machine: &Machine) -> Finding {
 /// The proof of all that the version number promises: backports and own configurations differ.
 fn verifier(machine: &Machine) -> Finding {
     let purpose = "every program, as the kernel's verifier sees it";
-    let may_load = machine.capabilities.as_ref().is_ok_and(|held| held >> CAP_SYS_ADMIN & 1 == 1);
+    let needed = |one: &&Capability| one.without.is_none();
+    let may_load =
+        machine.capabilities.as_ref().is_ok_and(|held| CAPABILITIES.iter().filter(needed).all(|c| c.is_in(*held)));
     match &machine.verifier {
         Ok(()) => ok("verifier", "the kernel takes every program", purpose),
         Err(_) if !machine.has_programs => warn("verifier", "no programs to try", purpose, "see programs, above"),
@@ -291,18 +255,6 @@ fn grace_period(machine: &Machine) -> Finding {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-fn ok(name: &'static str, found: impl Into<String>, purpose: &'static str) -> Finding {
-    Finding { name, verdict: Verdict::Ok, found: found.into(), purpose, remedy: String::new() }
-}
-
-fn warn(name: &'static str, found: impl Into<String>, purpose: &'static str, remedy: impl Into<String>) -> Finding {
-    Finding { name, verdict: Verdict::Warn, found: found.into(), purpose, remedy: remedy.into() }
-}
-
-fn bad(name: &'static str, found: impl Into<String>, purpose: &'static str, remedy: impl Into<String>) -> Finding {
-    Finding { name, verdict: Verdict::Fail, found: found.into(), purpose, remedy: remedy.into() }
 }
 
 #[cfg(test)]

@@ -2,10 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::Places;
+use super::folders::{Folder, Is, Sight, nearest};
+use crate::capture::capabilities;
 use crate::capture::probe::{self, SocketControl};
+use crate::cni;
 use crate::sys;
+
+/// Where runtimes keep named network namespaces.
+const NETNS: &str = "/run/netns";
 
 /// What could be found out.
 #[derive(Clone, Debug)]
@@ -22,6 +30,10 @@ pub(super) struct Machine {
     pub(super) own_userns: bool,
     /// Whether the cgroup namespace was another than that of process 1, which was entered; why it cannot be.
     pub(super) cgroup_namespace: Result<bool, String>,
+    /// Whether process 1 is the node's.
+    pub(super) process_one: Result<bool, String>,
+    /// The folders that a container shares with its node.
+    pub(super) folders: Vec<Folder>,
     /// Whether sysctls can be written where everybody does, else in a procfs of our own; why in neither.
     pub(super) sysctls: Result<bool, String>,
     /// `net.core.bpf_jit_enable`.
@@ -41,15 +53,19 @@ pub(super) struct Machine {
 pub(super) struct Mount {
     pub(super) at: PathBuf,
     pub(super) kind: String,
+    /// Whether mounts that the node makes below it later are seen (mount_namespaces(7)).
+    pub(super) is_propagated: bool,
 }
 
 impl Machine {
     /// This machine.
-    pub(super) fn here() -> Self {
+    pub(super) fn here(places: &Places) -> Self {
         // First: what is read below depends on it.
         let cgroup_namespace = sys::enter_cgroup_namespace_of_init().map_err(|e| e.to_string());
         let mut machine = Self::read(Path::new("/proc"), Path::new("/sys"));
         machine.cgroup_namespace = cgroup_namespace;
+        machine.process_one = sys::is_process_one_the_nodes().map_err(|e| e.to_string());
+        machine.folders = folders(places, machine.mounts.as_deref().unwrap_or_default());
         machine.sysctls = probe::sysctls().map_err(|e| e.to_string());
         machine.socket_control = probe::socket_control().map_err(|e| e.to_string());
         machine.verifier = probe::load_programs().map_err(|e| e.to_string());
@@ -65,9 +81,13 @@ impl Machine {
             release: file(proc.join("sys/kernel/osrelease")).map(|text| text.trim().to_owned()),
             mounts: file(proc.join("self/mountinfo")).map(|text| mounts(&text)),
             btf_bytes: fs::metadata(sys.join("kernel/btf/vmlinux")).ok().map(|meta| meta.len()),
-            capabilities: file(proc.join("self/status")).and_then(|text| effective_capabilities(&text)),
+            capabilities: file(proc.join("self/status")).and_then(|text| {
+                capabilities::effective(&text).ok_or_else(|| "/proc/self/status has no CapEff".to_owned())
+            }),
             own_userns: fs::read_to_string(proc.join("self/uid_map")).is_ok_and(|map| !is_identity(&map)),
             cgroup_namespace: Ok(false),
+            process_one: Ok(true),
+            folders: Vec::new(),
             sysctls: Ok(true),
             jit: fs::read_to_string(proc.join("sys/net/core/bpf_jit_enable")).ok().map(|text| text.trim().to_owned()),
             socket_control: Ok(SocketControl::Ends),
@@ -84,7 +104,9 @@ fn mounts(text: &str) -> Vec<Mount> {
         .filter_map(|line| {
             let (before, after) = line.split_once(" - ")?;
             let at = unescape(before.split(' ').nth(4)?);
-            Some(Mount { at: at.into(), kind: after.split(' ').next()?.to_owned() })
+            let is_propagated =
+                before.split(' ').skip(6).any(|field| field.starts_with("shared:") || field.starts_with("master:"));
+            Some(Mount { at: at.into(), kind: after.split(' ').next()?.to_owned(), is_propagated })
         })
         .collect()
 }
@@ -99,12 +121,49 @@ fn is_identity(uid_map: &str) -> bool {
     uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-fn effective_capabilities(status: &str) -> Result<u64, String> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData).to_string())
+/// The folders that agent and node must share, as they are seen.
+fn folders(places: &Places, mounts: &[Mount]) -> Vec<Folder> {
+    let folder = |is, path: &Path, read_only| Folder { is, path: path.to_owned(), sight: sight(path), read_only };
+    let cgroup = mounts.iter().find(|mount| mount.kind == "cgroup2").map(|mount| &*mount.at);
+    let cgroup = places.cgroup.as_deref().or(cgroup).map(|path| folder(Is::Cgroup, path, None));
+    let mut folders = vec![folder(Is::Bpffs, &places.bpffs, None)];
+    folders.extend(cgroup);
+    // The agent makes it, and what is above it.
+    let state = nearest(&places.state_dir, Path::exists).unwrap_or(&places.state_dir);
+    folders.push(folder(Is::State, state, unwritable(&[state])));
+    let late = mounts.iter().rev().find(|mount| mount.at == Path::new(NETNS)).is_some_and(|mount| !mount.is_propagated);
+    let late = late.then(|| format!("{NETNS} is mounted without propagation: namespaces made later are not seen"));
+    folders.push(folder(Is::Netns, Path::new(NETNS), late));
+    if let (Some(conf_dir), Some(bin_dir)) = (&places.cni_conf_dir, &places.cni_bin_dir) {
+        folders.extend([conf_dir, bin_dir].map(|dir| folder(Is::Cni, dir, unwritable(&[dir]))));
+    }
+    folders
+}
+
+/// What this process and process 1 see at `path`.
+fn sight(path: &Path) -> Sight {
+    let there = Path::new("/proc/1/root").join(path.strip_prefix("/").unwrap_or(path));
+    let look = |path: &Path| match fs::metadata(path) {
+        Ok(meta) => Ok(Some((meta.dev(), meta.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(named(path, &error)),
+    };
+    match (look(path), look(&there)) {
+        (Err(reason), _) | (_, Err(reason)) => Sight::Unknown(reason),
+        (Ok(None), Ok(None)) => Sight::Neither,
+        (Ok(None), Ok(Some(_))) => Sight::Absent,
+        (Ok(ours), Ok(theirs)) if ours == theirs => Sight::Same,
+        _ => Sight::Own,
+    }
+}
+
+/// Why nothing can be made there: what the agent itself says as it starts.
+fn unwritable(dirs: &[&Path]) -> Option<String> {
+    cni::is_writable(dirs.iter().copied()).err().map(|error| error.to_string())
+}
+
+fn named(path: &Path, error: &io::Error) -> String {
+    format!("{}: {error}", path.display())
 }
 
 #[cfg(test)]
@@ -118,16 +177,9 @@ mod tests {
         assert_eq!(
             mounts(text),
             [
-                Mount { at: "/sys/fs/cgroup/unified".into(), kind: "cgroup2".into() },
-                Mount { at: "/with blank".into(), kind: "bpf".into() },
+                Mount { at: "/sys/fs/cgroup/unified".into(), kind: "cgroup2".into(), is_propagated: true },
+                Mount { at: "/with blank".into(), kind: "bpf".into(), is_propagated: false },
             ]
         );
-    }
-
-    #[test]
-    fn capabilities_are_the_effective_ones() {
-        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\n";
-        assert_eq!(effective_capabilities(status), Ok(0x1000));
-        assert!(effective_capabilities("Name:\tx\n").is_err());
     }
 }

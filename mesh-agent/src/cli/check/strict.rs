@@ -5,18 +5,15 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use futures_util::StreamExt;
 use serde::Serialize;
 
 use crate::admin::Request;
 use crate::admin::callers::{CallerLine, Callers};
-use crate::cli::place::{Api, Place, ask_there, wait};
+use crate::cli::place::{Api, Place, ask_all, wait};
 use crate::cli::table::{span, table};
 use crate::cli::{Output, fail, plain, show};
 
 const NOT_KNOWN: u8 = 2;
-/// Agents that are asked at once.
-const AT_ONCE: usize = 8;
 
 /// Arguments of `check strict`.
 #[derive(Debug, clap::Args)]
@@ -68,22 +65,12 @@ fn everywhere(api: &Api, request: &Request) -> Result<(Vec<Callers>, Vec<String>
     wait(async {
         let operator = api.open().await?;
         let agents = operator.agents().await.map_err(|error| error.to_string())?;
-        let running: Vec<_> = agents.iter().filter(|agent| agent.running).collect();
-        if running.is_empty() {
+        if agents.iter().all(|agent| !agent.running) {
             return Err(format!("no agent runs in namespace {}; another is named by --namespace", api.namespace()));
         }
-        let mut missing: Vec<String> = agents
-            .iter()
-            .filter(|agent| !agent.running && running.iter().all(|other| other.node != agent.node))
-            .map(|agent| format!("the agent of node {} does not run: {}", agent.node, agent.state))
-            .collect();
-        let asked = futures_util::stream::iter(running.iter().map(|agent| ask_there(&operator, agent, request)));
-        let answers: Vec<Result<Callers, String>> = asked.buffered(AT_ONCE).collect().await;
-        let mut nodes: Vec<Callers> = Vec::new();
-        for answer in answers {
+        let (mut nodes, mut missing) = (Vec::new(), Vec::new());
+        for (_, answer) in ask_all(&operator, agents, request).await {
             match answer {
-                // Of two agents of a node, while one takes over, both have answered for it.
-                Ok(callers) if nodes.iter().any(|known| known.node == callers.node) => {}
                 Ok(callers) => nodes.push(callers),
                 Err(error) => missing.push(error),
             }

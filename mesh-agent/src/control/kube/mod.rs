@@ -33,7 +33,7 @@ pub use self::ask::{Asked, asked_by_labels};
 pub use self::authority::{ReviewedToken, Unreviewed};
 use self::health::Health;
 pub use self::health::{Compilations, KindHealth};
-pub use self::operator::{AgentPod, Operator, Ran, Unreached};
+pub use self::operator::{AgentPod, Operator, Ran, Resource, Unreached};
 pub use self::publish::Publisher as CapturePublisher;
 pub use self::status::{CONTROLLER, StatusWriter, StatusWrites, StatusWritesReader};
 use self::store::Store;

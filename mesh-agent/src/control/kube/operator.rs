@@ -89,6 +89,17 @@ pub enum Unreached {
     },
 }
 
+/// Where objects of a kind are.
+#[derive(Clone, Copy, Debug)]
+pub struct Resource {
+    /// `/apis/apps/v1`
+    pub api: &'static str,
+    /// `daemonsets`
+    pub plural: &'static str,
+    /// Whether they are looked for in the agents' namespace.
+    pub is_namespaced: bool,
+}
+
 /// A pod of the DaemonSet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentPod {
@@ -108,6 +119,16 @@ pub struct AgentPod {
     pub image: String,
     /// When it was made, as the API server writes it.
     pub created: String,
+    /// The arguments of its container.
+    pub args: Vec<String>,
+}
+
+impl AgentPod {
+    /// Of two agents of a node the one to be asked has the higher rank.
+    #[must_use]
+    pub fn rank(&self) -> impl Ord {
+        (self.running, self.ready, &self.created)
+    }
 }
 
 /// What a command has said.
@@ -168,7 +189,7 @@ impl Operator {
     /// When there is none that runs, or pods may not be listed.
     pub async fn agent_of(&self, node: &str) -> Result<AgentPod, Unreached> {
         let found = self.list_agents(Some(node)).await?;
-        let Some(agent) = found.into_iter().max_by_key(|pod| (pod.running, pod.ready, pod.created.clone())) else {
+        let Some(agent) = found.into_iter().max_by(|a, b| a.rank().cmp(&b.rank())) else {
             // Which of both is missing is worth a question more; whoever may not ask gets the likelier answer.
             let nodes = path(Kind::Node, "v1");
             if matches!(self.get(&nodes, node, "get nodes").await, Ok(None)) {
@@ -191,6 +212,31 @@ impl Operator {
         let mut agents = self.list_agents(None).await?;
         agents.sort_by(|a, b| (&a.node, &a.name).cmp(&(&b.node, &b.name)));
         Ok(agents)
+    }
+
+    /// One object that belongs to the installation; `kind` is its resource's path, without a namespace for those of the
+    /// agents' namespace.
+    ///
+    /// # Errors
+    /// When it may not be read.
+    pub async fn installed(&self, of: &Resource, name: &str) -> Result<Option<Value>, Unreached> {
+        let Resource { api, plural, is_namespaced } = of;
+        let (path, place) = match is_namespaced {
+            true => {
+                (format!("{api}/namespaces/{}/{plural}", self.namespace), format!(" in namespace {}", self.namespace))
+            }
+            false => (format!("{api}/{plural}"), String::new()),
+        };
+        self.get(&path, name, &format!("get {plural}{place}")).await
+    }
+
+    /// What the API server says at a path of its own: its version, a group that it serves.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn about(&self, path: &str) -> Result<Option<Value>, Unreached> {
+        let (path, name) = path.rsplit_once('/').unwrap_or(("", path));
+        self.get(path, name, "what every account may: the role system:discovery").await
     }
 
     /// The names of all nodes.
@@ -324,7 +370,15 @@ fn agent_pod(pod: &Value) -> AgentPod {
         restarts: own.and_then(|status| status.get("restartCount")).and_then(Value::as_u64).unwrap_or(0),
         image: of("/image").to_owned(),
         created: text(pod, "/metadata/creationTimestamp").to_owned(),
+        args: args(pod),
     }
+}
+
+fn args(pod: &Value) -> Vec<String> {
+    let containers = pod.pointer("/spec/containers").and_then(Value::as_array);
+    let own = containers.and_then(|all| all.iter().find(|container| text(container, "/name") == CONTAINER));
+    let args = own.and_then(|own| own.get("args")?.as_array()).into_iter().flatten();
+    args.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// What the last word of an exec says: a `Status`, with the exit code among the causes of a failure.

@@ -36,6 +36,19 @@ pub enum Part {
     Problems,
 }
 
+impl Part {
+    /// Each, with its name in the document and what it is.
+    pub const ALL: [(Self, &str, &str); 7] = [
+        (Self::Namespaces, "namespaces", "Which namespaces are opted in"),
+        (Self::Workloads, "workloads", "Pods of all nodes"),
+        (Self::Services, "services", "Service ports with their endpoints"),
+        (Self::Routes, "routes", "What requests and connections to Service ports meet"),
+        (Self::Policies, "policies", "Authorization policies"),
+        (Self::Admitted, "admitted", "What pods that may not leave the mesh reach all the same"),
+        (Self::Problems, "problems", "Mistakes that are not mended"),
+    ];
+}
+
 /// What of the document is wanted; nothing given is all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
@@ -73,36 +86,39 @@ pub fn document(snapshot: &Snapshot, wanted: &Wanted) -> Value {
         ("generation".to_owned(), json!(snapshot.generation())),
         ("trustDomain".to_owned(), json!(snapshot.trust_domain())),
     ]);
-    let mut put = |part: Part, name: &str, of: &dyn Fn() -> Vec<Value>| {
+    for (part, name, _) in Part::ALL {
         if wanted.has(part) {
-            document.insert(name.to_owned(), Value::Array(of()));
+            document.insert(name.to_owned(), Value::Array(content(snapshot, part, wanted)));
         }
-    };
-    put(Part::Namespaces, "namespaces", &|| {
-        let meant = snapshot.namespaces().iter().filter(|(name, _)| wanted.is(name, name));
-        meant.map(|(name, enabled)| json!({"name": &**name, "optedIn": enabled})).collect()
-    });
-    put(Part::Workloads, "workloads", &|| {
-        let meant = snapshot.workloads().iter().filter(|pod| wanted.is(&pod.namespace, &pod.name));
-        meant.map(|pod| workload(snapshot, pod)).collect()
-    });
-    put(Part::Services, "services", &|| {
-        let meant = snapshot.services().iter().filter(|service| wanted.is(&service.namespace, &service.name));
-        meant.map(|port| service(snapshot, port)).collect()
-    });
-    put(Part::Routes, "routes", &|| {
-        let meant = snapshot.routes().iter().filter(|at| routes::are_wanted(at, wanted));
-        meant.map(|at| routes::document(at)).collect()
-    });
-    put(Part::Policies, "policies", &|| {
-        let meant = snapshot.policies().iter().filter(|policy| wanted.is(&policy.namespace, &policy.name));
-        meant.map(|policy| policies::document(policy)).collect()
-    });
-    put(Part::Admitted, "admitted", &|| admitted(snapshot));
-    put(Part::Problems, "problems", &|| {
-        snapshot.problems().iter().filter(|problem| wanted.is_about(problem)).map(problem).collect()
-    });
+    }
     Value::Object(document)
+}
+
+fn content(snapshot: &Snapshot, part: Part, wanted: &Wanted) -> Vec<Value> {
+    match part {
+        Part::Namespaces => {
+            let meant = snapshot.namespaces().iter().filter(|(name, _)| wanted.is(name, name));
+            meant.map(|(name, enabled)| json!({"name": &**name, "optedIn": enabled})).collect()
+        }
+        Part::Workloads => {
+            let meant = snapshot.workloads().iter().filter(|pod| wanted.is(&pod.namespace, &pod.name));
+            meant.map(|pod| workload(snapshot, pod)).collect()
+        }
+        Part::Services => {
+            let meant = snapshot.services().iter().filter(|service| wanted.is(&service.namespace, &service.name));
+            meant.map(|port| service(snapshot, port)).collect()
+        }
+        Part::Routes => {
+            let meant = snapshot.routes().iter().filter(|at| routes::are_wanted(at, wanted));
+            meant.map(|at| routes::document(at)).collect()
+        }
+        Part::Policies => {
+            let meant = snapshot.policies().iter().filter(|policy| wanted.is(&policy.namespace, &policy.name));
+            meant.map(|policy| policies::document(policy)).collect()
+        }
+        Part::Admitted => admitted(snapshot),
+        Part::Problems => snapshot.problems().iter().filter(|problem| wanted.is_about(problem)).map(problem).collect(),
+    }
 }
 
 /// Leaves out of an object what says nothing: nulls, empty texts, lists and objects.
