@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::metrics::Metrics;
-use crate::process::{Process, tail};
+use crate::process::{Process, complaints, tail};
 use crate::said::Said;
 use crate::topology::Node;
 use crate::{http, programs, wait};
@@ -276,9 +276,7 @@ impl Agent {
     /// Lines of its log at WARN or above that contain none of `expected`.
     #[must_use]
     pub fn complaints(&self, expected: &[String]) -> Vec<String> {
-        let worrying = |line: &&str| [" WARN ", " ERROR ", "panicked at"].iter().any(|word| line.contains(word));
-        let unexpected = |line: &&str| !expected.iter().any(|part| line.contains(part.as_str()));
-        self.log().lines().filter(worrying).filter(unexpected).map(str::to_owned).collect()
+        complaints(&self.log(), expected)
     }
 
     /// Its log so far.

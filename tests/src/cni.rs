@@ -2,6 +2,7 @@
 #![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null")]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,6 +29,13 @@ pub struct Runtime<'a> {
     conf: Value,
     /// Where the plugin is; that of this build when not given.
     plugin: Option<PathBuf>,
+}
+
+/// A pod on its way: ADD, and its first container, which is there and begins when ADD has succeeded, not before.
+#[derive(Debug)]
+pub struct Starting {
+    call: Process,
+    container: Process,
 }
 
 /// What a call of the plugin gave.
@@ -117,7 +125,33 @@ impl<'a> Runtime<'a> {
     /// # Errors
     /// When it does not start.
     pub fn add_later(&self, pod: &Workload) -> Result<Process> {
-        self.call_later("ADD", Some(pod), &self.conf_of(pod))
+        self.call_later("ADD", (Some(pod), None), &self.conf_of(pod))
+    }
+
+    /// ADD of a pod whose container asks `to` as its first instruction: the process is placed in the pod's cgroup and
+    /// network before, and is let go by ADD's success itself, as a runtime's is by its FIFO. See [`Self::started`].
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub fn start(&self, pod: &Workload, kind: &str, to: SocketAddr, arguments: &[&str]) -> Result<Starting> {
+        let gate = pod.folder().join(format!("gate-{}", CALLS.fetch_add(1, Ordering::Relaxed)));
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU)?;
+        let mut program = Command::new(programs::sample()?);
+        program.args([kind, "--to", &to.to_string(), "--gate"]).arg(&gate).args(arguments);
+        let container = pod.spawn(&format!("container-of-{}", pod.name()), program)?;
+        let call = self.call_later("ADD", (Some(pod), Some(&gate)), &self.conf_of(pod))?;
+        Ok(Starting { call, container })
+    }
+
+    /// What became of [`Self::start`]: what ADD answered, and what the container found if it was let go.
+    ///
+    /// # Errors
+    /// When one of them does not end.
+    pub fn started(&self, starting: Starting) -> Result<(Answer, Option<Value>)> {
+        let Starting { call, container } = starting;
+        let answer = self.answer(call)?;
+        let found = answer.is_success.then(|| container.answer(ENDS_WITHIN)).transpose()?;
+        Ok((answer, found))
     }
 
     /// CHECK of a pod's sandbox.
@@ -125,7 +159,7 @@ impl<'a> Runtime<'a> {
     /// # Errors
     /// When it does not end.
     pub fn check(&self, pod: &Workload) -> Result<Answer> {
-        self.answer(self.call_later("CHECK", Some(pod), &self.conf_of(pod))?)
+        self.answer(self.call_later("CHECK", (Some(pod), None), &self.conf_of(pod))?)
     }
 
     /// DEL of a pod's sandbox.
@@ -133,7 +167,7 @@ impl<'a> Runtime<'a> {
     /// # Errors
     /// When it does not end.
     pub fn delete(&self, pod: &Workload) -> Result<Answer> {
-        self.answer(self.call_later("DEL", Some(pod), &self.conf)?)
+        self.answer(self.call_later("DEL", (Some(pod), None), &self.conf)?)
     }
 
     /// A call that concerns no pod, with this text on stdin or the plugin's entry.
@@ -141,7 +175,7 @@ impl<'a> Runtime<'a> {
     /// # Errors
     /// When it does not end.
     pub fn call(&self, command: &str, stdin: Option<&Value>) -> Result<Answer> {
-        self.answer(self.call_later(command, None, stdin.unwrap_or(&self.conf))?)
+        self.answer(self.call_later(command, (None, None), stdin.unwrap_or(&self.conf))?)
     }
 
     fn conf_of(&self, pod: &Workload) -> Value {
@@ -150,14 +184,21 @@ impl<'a> Runtime<'a> {
         conf
     }
 
-    fn call_later(&self, command: &str, pod: Option<&Workload>, stdin: &Value) -> Result<Process> {
+    /// A call, perhaps about a pod, perhaps with a FIFO at which somebody waits for its success.
+    fn call_later(
+        &self,
+        command: &str,
+        (pod, gate): (Option<&Workload>, Option<&Path>),
+        stdin: &Value,
+    ) -> Result<Process> {
         let name = format!("cni-{}", CALLS.fetch_add(1, Ordering::Relaxed));
         let file = self.node.folder().join(format!("{name}.json"));
         fs::write(&file, stdin.to_string())?;
         // A runtime gives no arguments.
         let mut program = Command::new("sh");
         let plugin = self.plugin.clone().map_or_else(programs::agent, Ok)?;
-        program.args(["-c", "exec \"$0\" < \"$1\""]).arg(plugin).arg(&file);
+        let script = if gate.is_some() { "\"$0\" < \"$1\" && : > \"$2\"" } else { "exec \"$0\" < \"$1\"" };
+        program.args(["-c", script]).arg(plugin).arg(&file).args(gate);
         program.env("CNI_COMMAND", command).env("CNI_PATH", "/opt/cni/bin");
         if let Some(pod) = pod {
             environment(&mut program, pod.netns().path().as_path(), &container(pod), &pod.object());

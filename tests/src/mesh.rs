@@ -20,7 +20,10 @@ use crate::wait;
 pub const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
 
 mod sandbox;
+mod succession;
 mod words;
+
+pub use self::succession::ENDS_WITHIN;
 
 /// The API server's port, at each node's loopback and, for pods, at its address.
 pub const API_PORT: u16 = 16443;

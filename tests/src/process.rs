@@ -250,3 +250,11 @@ pub fn tail(text: &str, count: usize) -> String {
     let from = lines.len().saturating_sub(count);
     lines.iter().skip(from).map(|line| format!("{line}\n")).collect()
 }
+
+/// Lines of a log at WARN or above that contain none of `expected`.
+#[must_use]
+pub fn complaints(log: &str, expected: &[String]) -> Vec<String> {
+    let worrying = |line: &&str| [" WARN ", " ERROR ", "panicked at"].iter().any(|word| line.contains(word));
+    let unexpected = |line: &&str| !expected.iter().any(|part| line.contains(part.as_str()));
+    log.lines().filter(worrying).filter(unexpected).map(str::to_owned).collect()
+}

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::metrics::Board;
 use super::stage::PodReport;
 use crate::admin::{EnrolAnswer, EnrolRequest, ReleaseRequest};
-use crate::cni::{Book, MODES_NAME, Modes, WRITTEN_EVERY, write_modes};
+use crate::capture::is_below;
+use crate::cni::{Book, MODES_NAME, Modes, WRITTEN_EVERY, is_static, write_modes};
 use crate::model::workload::{Enrolment, Workload};
 use crate::snapshot::Snapshot;
 
@@ -21,11 +22,16 @@ const KEEP: Duration = WRITTEN_EVERY;
 pub(super) struct Enroller {
     pub(super) board: Arc<Board>,
     pub(super) book: Arc<Book>,
+    /// Where the programs are attached.
+    pub(super) cgroup: PathBuf,
 }
 
 impl Enroller {
     /// Notes the sandbox and waits until its pod has come as far as it can, or [`HOLD`] is over.
     pub(super) async fn enrol(&self, request: EnrolRequest) -> EnrolAnswer {
+        if is_static(&request.uid) {
+            return judge_static(&request, &self.board.snapshots.load());
+        }
         let request = Arc::new(request);
         let (book, entered) = (Arc::clone(&self.book), Arc::clone(&request));
         let inode = match tokio::task::spawn_blocking(move || book.enter(&entered)).await {
@@ -38,11 +44,29 @@ impl Enroller {
         loop {
             looks.borrow_and_update();
             let answer = judge(&request, inode, &self.board.snapshots.load(), &self.board.pods());
-            let EnrolAnswer::Waiting { .. } = answer else { return answer };
+            match answer {
+                EnrolAnswer::Waiting { .. } => {}
+                EnrolAnswer::Captured => return self.within_reach(&request).await,
+                other => return other,
+            }
             match tokio::time::timeout_at(deadline, looks.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return answer,
             }
+        }
+    }
+
+    /// That the pod is captured, if what runs in it will be below the attach point: elsewhere no program sees it.
+    async fn within_reach(&self, request: &EnrolRequest) -> EnrolAnswer {
+        let (cgroup, uid) = (self.cgroup.clone(), request.uid.clone());
+        match tokio::task::spawn_blocking(move || is_below(&cgroup, &uid)).await {
+            Ok(true) => EnrolAnswer::Captured,
+            Ok(false) => waiting(format!(
+                "no cgroup of it is below --cgroup {}, so that nothing would capture what its containers send: give \
+                 the agent the cgroup that the kubelet's are below",
+                self.cgroup.display()
+            )),
+            Err(error) => waiting(format!("the agent failed: {error}")),
         }
     }
 
@@ -94,6 +118,10 @@ fn waiting(reason: String) -> EnrolAnswer {
     EnrolAnswer::Waiting { reason }
 }
 
+fn unknown(namespace: &str) -> EnrolAnswer {
+    waiting(format!("the API server has not shown namespace {namespace} to the agent yet"))
+}
+
 fn unseen(request: &EnrolRequest, error: &str) -> String {
     format!(
         "the agent cannot note its network namespace {}: {error}; the directory must be mounted into the agent's pod \
@@ -112,10 +140,28 @@ fn judge(request: &EnrolRequest, inode: u64, snapshot: &Snapshot, pods: &[PodRep
         return waiting(format!("the API server has not shown pod {namespace}/{name} with uid {uid} to the agent yet"));
     };
     match workload.enrolment {
+        // Made just now, and opted in perhaps: its watch may be behind that of the pods.
+        Enrolment::NotAsked if !snapshot.namespaces().contains_key(namespace.as_str()) => unknown(namespace),
         Enrolment::NotAsked | Enrolment::HostNetwork => EnrolAnswer::NotAsked,
         Enrolment::GuestKernel => EnrolAnswer::Refused { reason: guest_kernel(workload) },
         Enrolment::Gone => waiting("it has finished, or another pod still owns its address".to_owned()),
         Enrolment::Enrolled => stage(pods.iter().find(|pod| pod.workload.uid == workload.uid), inode),
+    }
+}
+
+/// A static pod. The API server has it late, and with another uid: its namespace alone decides. In the mesh it can't
+/// be, as nobody can say which object of the API server's is its own. Pure.
+fn judge_static(request: &EnrolRequest, snapshot: &Snapshot) -> EnrolAnswer {
+    let EnrolRequest { namespace, name, .. } = request;
+    match snapshot.namespaces().get(namespace.as_str()) {
+        Some(false) => EnrolAnswer::NotAsked,
+        Some(true) => EnrolAnswer::Refused {
+            reason: format!(
+                "{name} is a static pod, which cannot be in the mesh, and namespace {namespace} is opted in; move it \
+                 to another namespace, or exempt this one (--cni-exempt-namespaces)"
+            ),
+        },
+        None => unknown(namespace),
     }
 }
 

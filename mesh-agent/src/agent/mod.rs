@@ -40,6 +40,7 @@ use crate::identity::{
     RotatorSettings,
 };
 use crate::model::identity::Identity;
+use crate::model::workload::WorkloadUid;
 use crate::proxy::{self, Deps, Limits, Proxy};
 use crate::snapshot::SnapshotStore;
 use crate::sys;
@@ -147,18 +148,27 @@ impl Base {
     }
 }
 
-/// What a predecessor has enrolled since this agent began is in force within this.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(2);
+/// The API server has shown this agent what it had shown its predecessor within this; until then that one serves.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
 
 impl Base {
-    /// Takes in what a predecessor was told by the CNI plugin after this agent had read the book: no pod of its may be
-    /// unknown when the first pods are brought in.
+    /// Takes in what a predecessor was told by the CNI plugin after this agent had read the book, and waits until the
+    /// API server has shown those pods here too: one that is not known when this agent's programs come into force
+    /// would be outside the mesh until it is.
     async fn know_what_came_since(&self) {
         let mut snapshots = self.snapshots.watch();
-        if self.book.read_again() {
-            // What is not of the API server's pods changes no snapshot.
-            let _ = tokio::time::timeout(CAUGHT_UP_WITHIN, snapshots.changed()).await;
-        }
+        self.book.read_again();
+        let standing = self.book.standing();
+        let known = async {
+            let is_shown = |uid: &WorkloadUid| self.snapshots.load().workload(uid).is_some();
+            while !standing.iter().all(is_shown) {
+                if snapshots.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Of a pod that the API server has no more, and whose sandbox still stands, there is nothing to wait for.
+        let _ = tokio::time::timeout(CAUGHT_UP_WITHIN, known).await;
     }
 }
 
@@ -188,8 +198,9 @@ async fn serve(config: Config) -> Result<()> {
     let proxy = Arc::new(proxy(&config, &base, Arc::clone(&balancer))?);
     tokio::spawn(sweep(Arc::clone(&base.telemetry), balancer, Arc::clone(&base.snapshots)));
 
-    let enroller = Arc::new(Enroller { board: Arc::clone(&board), book: Arc::clone(&base.book) });
-    tokio::spawn(Arc::clone(&enroller).keep(config.state_dir.clone()));
+    let enroller =
+        Arc::new(Enroller { board: Arc::clone(&board), book: Arc::clone(&base.book), cgroup: config.cgroup.clone() });
+    let kept = tokio::spawn(Arc::clone(&enroller).keep(config.state_dir.clone()));
     let installed = config.cni.clone().map(|install| tokio::spawn(keep_installed(install, Arc::clone(&base.ready))));
     let (orders, ordered) = mpsc::unbounded_channel();
     let mut duties = Duties {
@@ -237,6 +248,8 @@ async fn serve(config: Config) -> Result<()> {
     };
     let wait = config.wait_when_succeeded && matches!(why, Why::Succeeded);
     base.ready.lacks(Condition::Serving, "stopping".to_owned());
+    // These files are another agent's by now, or are left for the next one.
+    kept.abort();
     if let Some(installed) = installed {
         installed.abort();
     }

@@ -29,6 +29,15 @@ pub(super) fn candidates(cgroup: &Path, uid: &str) -> Vec<PathBuf> {
     by_start.into_iter().map(|(_, pid)| format!("/proc/{pid}/ns/net").into()).collect()
 }
 
+/// Whether what pod `uid` runs is below `cgroup`, where the programs are attached, or will be: the kubelet makes a
+/// pod's cgroup before its sandbox. Everything is below the root, whatever its name.
+#[must_use]
+pub fn is_below(cgroup: &Path, uid: &str) -> bool {
+    // The root alone has no type (cgroup-v2.rst).
+    !cgroup.join("cgroup.type").exists() && cgroup.join("cgroup.procs").exists()
+        || cgroup_of_pod(cgroup, uid, KUBELET_LEVELS).is_some()
+}
+
 fn cgroup_of_pod(dir: &Path, uid: &str, levels: u32) -> Option<PathBuf> {
     let children = folders(dir);
     if let Some(found) = children.iter().find(|child| is_of_pod(name(child), uid)) {
@@ -120,6 +129,20 @@ mod tests {
             assert_eq!(cgroup_of_pod(root.path(), UID, KUBELET_LEVELS), None, "{path}");
         }
         assert!(!is_of_pod("pod", ""));
+    }
+
+    #[test]
+    fn a_pod_is_below_the_attach_point_if_its_cgroup_is_or_everything() {
+        let root = tree(&[&format!("burstable/pod{UID}")]);
+        let (dir, file) = (root.path(), |name: &str| fs::write(root.path().join(name), "").unwrap());
+        for name in ["cgroup.procs", "cgroup.type"] {
+            file(name);
+        }
+        assert!(is_below(dir, UID));
+        assert!(!is_below(dir, "another"));
+        fs::remove_file(dir.join("cgroup.type")).unwrap();
+        assert!(is_below(dir, "another"), "of the root's");
+        assert!(!is_below(&dir.join("nowhere"), UID));
     }
 
     #[test]

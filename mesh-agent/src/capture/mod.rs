@@ -44,6 +44,7 @@ pub use error::{CaptureError, NotCaptured};
 pub use events::{Closed, EventReader, KernelEvent, Refusal};
 pub use kernel::Kernel;
 pub use kubelet::Kubelet;
+pub use locate::is_below;
 pub use object::{Half, KernelConfig};
 pub use owner::Owner;
 pub use plain::Unproven;

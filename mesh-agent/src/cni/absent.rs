@@ -45,7 +45,9 @@ async fn ask(conf: &Conf, pod: &PodOf) -> Result<Asked, String> {
         return Err("no kubeconfig is configured".to_owned());
     };
     let access = ApiAccess { kubeconfig: Some(kubeconfig), context: None };
-    let asked = timeout(ANSWERS_WITHIN, asked_by_labels(&access, &pod.namespace, &pod.name)).await;
+    // A static pod is there before the object that mirrors it: its namespace decides.
+    let name = (!pod.is_static()).then_some(&*pod.name);
+    let asked = timeout(ANSWERS_WITHIN, asked_by_labels(&access, &pod.namespace, name)).await;
     let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWERS_WITHIN.as_secs())));
     asked.map_err(|reason| format!("the API server does not say: {reason}"))
 }

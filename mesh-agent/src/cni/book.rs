@@ -1,8 +1,11 @@
 //! The book of local facts (decision 0010): which network namespace and which addresses each pod of this node has, as
 //! the container runtime told at ADD. It survives the agent, not the boot. Decides nothing about the mesh.
+//!
+//! While one agent hands over to the next, both are told of sandboxes and both write. So the file is what is true, and
+//! every change is made to what it says at that moment, under a lock that it has for this.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -16,9 +19,12 @@ use tokio::sync::watch;
 use super::stamped;
 use crate::admin::{EnrolRequest, ReleaseRequest};
 use crate::model::local::{LocalPod, LocalPods};
+use crate::model::workload::WorkloadUid;
 
 /// Its file in the state directory.
 pub const BOOK_NAME: &str = "pods.json";
+/// Held by whoever changes it. Another file: the book itself is replaced whole.
+const LOCK_NAME: &str = ".pods.lock";
 /// An entry whose pod the API server has never shown goes after this: well beyond any deadline of an ADD.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
@@ -38,7 +44,7 @@ struct Sandbox {
 }
 
 /// What is known of one pod.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     sandbox: Sandbox,
     /// A snapshot has had the pod.
@@ -51,7 +57,7 @@ struct Entry {
 pub struct Book {
     dir: PathBuf,
     boot_id: String,
-    entries: Mutex<BTreeMap<Arc<str>, Entry>>,
+    entries: Mutex<BTreeMap<WorkloadUid, Entry>>,
     told: watch::Sender<Arc<LocalPods>>,
 }
 
@@ -71,17 +77,50 @@ impl Book {
         Ok(book)
     }
 
-    /// Takes in what another agent of this node has written since. Returns whether there is news.
-    pub fn read_again(&self) -> bool {
+    /// Takes in what another agent of this node has written since.
+    pub fn read_again(&self) {
         let mut entries = self.lock();
-        entries.clear();
-        let read = stamped::read::<BTreeMap<Arc<str>, Sandbox>>(&self.dir, BOOK_NAME, &self.boot_id);
-        for (uid, sandbox) in read.map(|(sandboxes, _)| sandboxes).unwrap_or_default() {
-            if sandbox.gone || inode(&sandbox.netns).ok() == Some(sandbox.inode) {
-                entries.insert(uid, Entry { sandbox, seen: false, since: Instant::now() });
+        self.take_in(&mut entries);
+        self.tell(&entries);
+    }
+
+    /// Pods whose sandbox stands.
+    #[must_use]
+    pub fn standing(&self) -> Vec<WorkloadUid> {
+        let standing = |(uid, pod): (&WorkloadUid, &LocalPod)| (*pod != LocalPod::Gone).then(|| Arc::clone(uid));
+        self.told.borrow().iter().filter_map(standing).collect()
+    }
+
+    /// Makes the entries those of the file. One that is not there or torn changes nothing.
+    fn take_in(&self, entries: &mut BTreeMap<WorkloadUid, Entry>) {
+        let read = stamped::read::<BTreeMap<WorkloadUid, Sandbox>>(&self.dir, BOOK_NAME, &self.boot_id);
+        let Some((sandboxes, _)) = read else { return };
+        let mut before = std::mem::take(entries);
+        for (uid, sandbox) in sandboxes {
+            let known = before.remove(&uid).filter(|entry| entry.sandbox == sandbox);
+            let is_there = || sandbox.gone || inode(&sandbox.netns).ok() == Some(sandbox.inode);
+            if known.is_some() || is_there() {
+                let new = || Entry { sandbox, seen: false, since: Instant::now() };
+                entries.insert(uid, known.unwrap_or_else(new));
             }
         }
-        self.tell(&entries)
+    }
+
+    /// Changes what the file says now, and writes it if `change` says that something is new. What cannot be written
+    /// has not happened.
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<WorkloadUid, Entry>) -> (bool, T)) -> io::Result<T> {
+        let mut entries = self.lock();
+        let lock = File::create(self.dir.join(LOCK_NAME))?;
+        lock.lock()?;
+        self.take_in(&mut entries);
+        let before = entries.clone();
+        let (is_new, outcome) = change(&mut entries);
+        let written = if is_new { self.write(&entries) } else { Ok(()) };
+        if written.is_err() {
+            *entries = before;
+        }
+        self.tell(&entries);
+        written.map(|()| outcome)
     }
 
     /// What the pods of this node are known to have, now and whenever it changes.
@@ -107,67 +146,61 @@ impl Book {
             addresses: addresses.iter().map(IpAddr::to_canonical).collect(),
             gone: false,
         };
-        let mut entries = self.lock();
-        if entries.get(uid.as_str()).is_some_and(|entry| entry.sandbox == sandbox) {
-            return Ok(inode);
-        }
-        for (other, entry) in entries.iter_mut() {
-            let shares = entry.sandbox.addresses.iter().any(|address| sandbox.addresses.contains(address));
-            entry.sandbox.gone |= **other != *uid.as_str() && shares;
-        }
-        let before = entries.insert(uid.as_str().into(), Entry { sandbox, seen: false, since: Instant::now() });
-        if let Err(error) = self.write(&entries) {
-            match before {
-                Some(before) => entries.insert(uid.as_str().into(), before),
-                None => entries.remove(uid.as_str()),
-            };
-            return Err(error);
-        }
-        self.tell(&entries);
-        Ok(inode)
+        self.change(|entries| {
+            if entries.get(uid.as_str()).is_some_and(|entry| entry.sandbox == sandbox) {
+                return (false, inode);
+            }
+            for (other, entry) in entries.iter_mut() {
+                let shares = entry.sandbox.addresses.iter().any(|address| sandbox.addresses.contains(address));
+                entry.sandbox.gone |= **other != *uid.as_str() && shares;
+            }
+            entries.insert(uid.as_str().into(), Entry { sandbox, seen: false, since: Instant::now() });
+            (true, inode)
+        })
     }
 
     /// Notes that a sandbox is taken down. One that is not the pod's present one, or not known, changes nothing.
     /// Blocks on the disk.
     pub fn leave(&self, request: &ReleaseRequest) {
-        let mut entries = self.lock();
-        let Some(entry) = entries.get_mut(request.uid.as_str()) else { return };
-        if entry.sandbox.container == request.container && !entry.sandbox.gone {
-            entry.sandbox.gone = true;
-            self.settle(&entries);
-        }
+        self.settle(|entries| {
+            let entry = entries.get_mut(request.uid.as_str());
+            let of_this = |entry: &&mut Entry| entry.sandbox.container == request.container && !entry.sandbox.gone;
+            entry.filter(of_this).map(|entry| entry.sandbox.gone = true).is_some()
+        });
     }
 
     /// Forgets pods that are gone. `exists` says whether a complete snapshot has a pod. Blocks on the disk.
     pub fn prune(&self, exists: impl Fn(&str) -> bool, now: Instant) {
-        let mut entries = self.lock();
-        let before = entries.len();
-        entries.retain(|uid, entry| {
+        let stays = |entry: &Entry| entry.seen || now.saturating_duration_since(entry.since) < FORGOTTEN;
+        let mut is_any_gone = false;
+        for (uid, entry) in self.lock().iter_mut() {
             let exists = exists(uid);
-            let awaited = !entry.seen && now.saturating_duration_since(entry.since) < FORGOTTEN;
+            is_any_gone |= !exists && (entry.seen || !stays(entry));
             entry.seen |= exists;
-            exists || awaited
-        });
-        if entries.len() != before {
-            self.settle(&entries);
+        }
+        // Every snapshot is looked at: the disk is touched when there is something to write alone.
+        if is_any_gone {
+            self.settle(|entries| {
+                let before = entries.len();
+                entries.retain(|uid, entry| exists(uid) || !entry.seen && stays(entry));
+                entries.len() != before
+            });
         }
     }
 
-    fn settle(&self, entries: &BTreeMap<Arc<str>, Entry>) {
-        if let Err(error) = self.write(entries) {
+    fn settle(&self, change: impl FnOnce(&mut BTreeMap<WorkloadUid, Entry>) -> bool) {
+        if let Err(error) = self.change(|entries| (change(entries), ())) {
             // What it says too much is found out on use: the netns is not there any more.
             tracing::warn!(%error, file = %self.dir.join(BOOK_NAME).display(), "the book of pods could not be written");
         }
-        self.tell(entries);
     }
 
-    fn write(&self, entries: &BTreeMap<Arc<str>, Entry>) -> io::Result<()> {
+    fn write(&self, entries: &BTreeMap<WorkloadUid, Entry>) -> io::Result<()> {
         let sandboxes: BTreeMap<&str, &Sandbox> = entries.iter().map(|(uid, entry)| (&**uid, &entry.sandbox)).collect();
         stamped::write(&self.dir, BOOK_NAME, &self.boot_id, &sandboxes)
     }
 
-    /// Returns whether there is news.
-    fn tell(&self, entries: &BTreeMap<Arc<str>, Entry>) -> bool {
+    fn tell(&self, entries: &BTreeMap<WorkloadUid, Entry>) {
         let local = |Sandbox { netns, addresses, gone, .. }: &Sandbox| match gone {
             true => LocalPod::Gone,
             false => LocalPod::Standing { netns: netns.clone(), addresses: addresses.clone() },
@@ -177,10 +210,10 @@ impl Book {
             let changed = **told != pods;
             *told = Arc::new(pods);
             changed
-        })
+        });
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkloadUid, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -235,6 +268,24 @@ mod tests {
         leave(&book, "a", "box-a");
         check(&book, &["b"], &["a"]);
         check(&Book::open(dir.path()).unwrap(), &["b"], &["a"]);
+    }
+
+    #[test]
+    fn two_agents_lose_nothing_of_one_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (Book::open(dir.path()).unwrap(), Book::open(dir.path()).unwrap());
+        old.enter(&request(dir.path(), "a", "box-a", "10.0.0.1")).unwrap();
+        new.enter(&request(dir.path(), "b", "box-b", "10.0.0.2")).unwrap();
+        check(&new, &["a", "b"], &[]);
+        old.enter(&request(dir.path(), "c", "box-c", "10.0.0.3")).unwrap();
+        leave(&new, "a", "box-a");
+        check(&new, &["b", "c"], &["a"]);
+        old.read_again();
+        check(&old, &["b", "c"], &["a"]);
+        old.prune(|uid| uid != "a", Instant::now() + FORGOTTEN * 2);
+        new.read_again();
+        check(&new, &["b", "c"], &[]);
+        check(&Book::open(dir.path()).unwrap(), &["b", "c"], &[]);
     }
 
     #[test]

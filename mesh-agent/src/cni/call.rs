@@ -48,6 +48,19 @@ pub(super) struct PodOf {
     pub(super) uid: Option<String>,
 }
 
+impl PodOf {
+    pub(super) fn is_static(&self) -> bool {
+        self.uid.as_deref().is_some_and(is_static)
+    }
+}
+
+/// Whether this is the uid of a static pod: the kubelet's own hash of its manifest (MD5, in hexadecimal), which the API
+/// server does not know. Of all other pods it is the API server's, an RFC 9562 UUID.
+#[must_use]
+pub fn is_static(uid: &str) -> bool {
+    uid.len() == 32 && uid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// The plugin's entry in the network configuration.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -236,6 +249,19 @@ mod tests {
         let conf: Conf = serde_json::from_str(r#"{"exemptNamespaces":["mesh-agent-system"]}"#).unwrap();
         let exempt = ["kube-system", "mesh-agent-system", "shop", ""].map(|namespace| conf.is_exempt(namespace));
         assert_eq!(exempt, [true, true, false, false]);
+    }
+
+    #[test]
+    fn static_pods_are_known_by_the_kubelets_uid() {
+        for (uid, expected) in [
+            ("7a2a0fe5c3b2e6ef64d76a3a7a4b8a1e", true),
+            ("2b1c6f0e-1111-4222-8333-444455556666", false),
+            ("7A2A0FE5C3B2E6EF64D76A3A7A4B8A1E", false),
+            ("7a2a0fe5", false),
+            ("", false),
+        ] {
+            assert_eq!(is_static(uid), expected, "{uid}");
+        }
     }
 
     #[test]

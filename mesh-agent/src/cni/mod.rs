@@ -16,6 +16,7 @@ mod plugin;
 mod stamped;
 
 pub use book::{BOOK_NAME, Book};
+pub use call::is_static;
 pub use install::{InstallError, install_binary, install_entry, install_kubeconfig, is_writable, uninstall};
 pub use keep::keep;
 pub use modes::{MODES_NAME, Modes, WRITTEN_EVERY, write as write_modes};

@@ -1,6 +1,6 @@
 //! What can be made to go wrong, from the test's side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::MutexGuard;
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ pub struct Knobs {
     pub forbidden: Vec<(String, String)>,
     /// Watches stay open and tell nothing.
     pub stale: bool,
+    /// The same for those who show this token.
+    pub stale_of: Option<String>,
+    /// Who has begun to watch what: (token, resource).
+    pub watched: BTreeSet<(String, String)>,
     /// Who shows no token is nobody, not admin.
     pub tokens_required: bool,
     /// Answers so far, by their code.
@@ -26,6 +30,12 @@ pub struct Knobs {
 }
 
 impl Knobs {
+    /// Whether watches of who shows this token tell nothing.
+    #[must_use]
+    pub fn is_stale(&self, token: Option<&str>) -> bool {
+        self.stale || self.stale_of.is_some() && self.stale_of.as_deref() == token
+    }
+
     /// The code that a request for `path` is to fail with, counted down.
     pub fn failure(&mut self, path: &str) -> Option<u16> {
         let place = self.failing.iter().position(|(prefix, _, _)| path.starts_with(prefix))?;
@@ -97,6 +107,18 @@ impl Faults<'_> {
     pub fn stale_watches(&self, stale: bool) {
         self.knobs().stale = stale;
         self.shared.wake_watches();
+    }
+
+    /// The same for the watches of those who show `token`, as of a server of several that is behind; `None`: of nobody.
+    pub fn stale_watches_of(&self, token: Option<&str>) {
+        self.knobs().stale_of = token.map(str::to_owned);
+        self.shared.wake_watches();
+    }
+
+    /// Whether who shows `token` has listed `resource` and watches it.
+    #[must_use]
+    pub fn is_watched_by(&self, token: &str, resource: &str) -> bool {
+        self.knobs().watched.contains(&(token.to_owned(), resource.to_owned()))
     }
 
     /// Cuts all watches in the middle.

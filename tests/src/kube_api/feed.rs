@@ -48,6 +48,9 @@ pub fn start(shared: Arc<Shared>, watch: Watch) -> Body {
     let (sender, receiver) = mpsc::channel(PIECES);
     // Counted from here: whatever changes or is cut from now on is seen.
     let (changes, cuts) = (shared.changes(), shared.watch_cuts());
+    if let Some(token) = &watch.token {
+        shared.knobs().watched.insert((token.clone(), watch.resource()));
+    }
     tokio::spawn(async move {
         let mut feed = Feed { shared, watch, sender };
         // The receiver is gone, or the watch has ended: both close the channel.
@@ -79,7 +82,7 @@ impl Feed {
         self.send(first).await?;
         loop {
             changes.mark_unchanged();
-            let stale = self.shared.knobs().stale;
+            let stale = self.shared.knobs().is_stale(self.watch.token.as_deref());
             if !stale {
                 let lines = self.watch.lines(&self.shared.cluster());
                 match lines {

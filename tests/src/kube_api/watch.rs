@@ -33,6 +33,8 @@ pub struct Watch {
     pub bookmarks: bool,
     /// It ends after this.
     pub timeout: Duration,
+    /// Whose it is.
+    pub token: Option<String>,
 }
 
 /// Begins a watch.
@@ -71,6 +73,7 @@ pub fn begin(cluster: &Cluster, request: &Request, place: &Place) -> Result<Watc
         first: Vec::new(),
         bookmarks: request.flag("allowWatchBookmarks"),
         timeout: timeout.map_or(USUAL_TIMEOUT, Duration::from_secs),
+        token: request.token.clone(),
     };
     if all {
         for (key, object) in cluster.store.all(&watch.kind.resource()) {
@@ -86,6 +89,12 @@ pub fn begin(cluster: &Cluster, request: &Request, place: &Place) -> Result<Watc
 }
 
 impl Watch {
+    /// What is watched, as in paths.
+    #[must_use]
+    pub fn resource(&self) -> String {
+        self.kind.resource()
+    }
+
     /// The lines for what has changed since last time; also the line that ends a watch whose version is forgotten.
     ///
     /// # Errors

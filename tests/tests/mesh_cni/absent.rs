@@ -113,3 +113,66 @@ fn the_agent_decides_when_it_comes_back_while_add_waits() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn the_copied_token_ends_with_the_agents_pod_and_then_the_file_decides() -> Result<()> {
+    const SYSTEM: &str = "mesh-agent-system";
+    scenario(|mesh| {
+        let (api, Absent { shop, plain, modes, .. }) = absent(mesh)?;
+        api.put(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SYSTEM}}}\n---\n\
+             apiVersion: v1\nkind: ServiceAccount\nmetadata: {{namespace: {SYSTEM}, name: mesh-agent}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {SYSTEM}, name: agent}}\n\
+             spec: {{nodeName: node-a, serviceAccountName: mesh-agent, containers: []}}\n"
+        ))?;
+        let token = api.issue_token(SYSTEM, "mesh-agent", &[], Some("agent"), Duration::from_secs(86_400))?;
+        let copy = mesh.node(Side::A).folder().join("mesh-agent-kubeconfig");
+        ApiServer::write_kubeconfig_of(&copy, &api.url(0)?, &token)?;
+        let runtime = mesh.runtime(Side::A).with("kubeconfig", copy.display().to_string());
+        runtime.add(&shop)?.failure(TRY_AGAIN, &["opted in", "the API server"])?;
+        runtime.add(&plain)?.success()?;
+
+        // The pod is gone, and the next one has not written its own copy yet.
+        api.remove("Pod", SYSTEM, "agent")?;
+        runtime.add(&shop)?.failure(TRY_AGAIN, &["opted in", "namespaces.json", "agent of this node is away"])?;
+        runtime.add(&plain)?.success()?;
+        fs::remove_file(&modes)?;
+        let why = ["is not known", "does not take the token", "401", "the agent's pod", "no agent has written"];
+        for pod in [&shop, &plain] {
+            runtime.add(pod)?.failure(TRY_AGAIN, &why)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_static_pod_is_let_pass_or_not_as_its_namespace_says() -> Result<()> {
+    scenario(|mesh| {
+        let api = begin(mesh)?;
+        // As the kubelet calls it. The API server has nothing of them yet, and later something with another uid.
+        let outside = mesh.sandbox(Side::A, "plain/proxy-node-a", "7a2a0fe5c3b2e6ef64d76a3a7a4b8a1e")?;
+        let inside = mesh.sandbox(Side::A, "shop/proxy-node-a", "00112233445566778899aabbccddeeff")?;
+        let runtime = mesh.runtime(Side::A);
+        runtime.add(&outside)?.success()?;
+        let refused = ["shop/proxy-node-a", "static pod", "namespace shop is opted in", "--cni-exempt-namespaces"];
+        runtime.add(&inside)?.failure(NOT_CAPTURED, &refused)?;
+        runtime.clone().with("exemptNamespaces", json!(["shop"])).add(&inside)?.success()?;
+        for pod in [&outside, &inside] {
+            runtime.delete(pod)?.success()?;
+        }
+
+        let modes = mesh.agent(Side::A)?.state().join("namespaces.json");
+        mesh.take_agent(Side::A)?.kill()?;
+        let runtime = mesh.runtime(Side::A);
+        runtime.add(&outside)?.success()?;
+        runtime.add(&inside)?.failure(TRY_AGAIN, &["opted in", "namespaces.json"])?;
+        fs::remove_file(&modes)?;
+        runtime.add(&outside)?.failure(TRY_AGAIN, &["is not known"])?;
+        // The API server knows the namespace, and no such pod.
+        let runtime = runtime.with("kubeconfig", mesh.kubeconfig()?.display().to_string());
+        runtime.add(&outside)?.success()?;
+        runtime.add(&inside)?.failure(TRY_AGAIN, &["opted in", "the API server"])?;
+        ensure!(api.get("Pod", "plain", "proxy-node-a").is_none());
+        Ok(())
+    })
+}

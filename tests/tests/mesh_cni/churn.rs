@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use mesh_tests::process::Process;
 use mesh_tests::scale;
 
+use super::settled::{self, Book};
 use super::*;
 
 /// What the pods' servers are called, and their Services.
@@ -16,8 +17,6 @@ const APPS: [&str; 3] = ["red", "green", "blue"];
 const SERVICE_PORT: u16 = 80;
 /// A kubelet would go on for longer.
 const ATTEMPTS: usize = 5;
-/// After the last fault.
-const SETTLED: Duration = Duration::from_secs(60);
 
 /// splitmix64: the same seed, the same order of events.
 struct Dice(u64);
@@ -184,41 +183,6 @@ fn traffic(
     None
 }
 
-/// Where every pod stands, and what is published, of both nodes.
-fn state(mesh: &Mesh) -> Result<Value> {
-    let mut all = Vec::new();
-    for side in Side::BOTH {
-        let status = mesh.agent(side)?.status(mesh.node(side))?;
-        let pods = status["pods"].as_array().context("no pods")?;
-        let mut pods: Vec<Value> =
-            pods.iter().map(|pod| json!([pod["pod"], pod["stage"], pod["mode"], pod["identity"]])).collect();
-        pods.sort_by_key(ToString::to_string);
-        let published = mesh.objects().published(side.node_name());
-        let mut published: Vec<&str> = published.lines().filter(|line| line.contains("uid: ")).map(str::trim).collect();
-        published.sort_unstable();
-        // Whether an application has a pod left is the dice's doing.
-        let problems = status["problems"].as_array().context("no problems")?;
-        let problems: Vec<&Value> = problems.iter().filter(|one| !one.to_string().contains("selects no pod")).collect();
-        all.push(json!({"pods": pods, "published": published, "problems": problems}));
-    }
-    Ok(json!(all))
-}
-
-/// Waits until nothing is on its way: the same state twice, and everything captured.
-fn settled(mesh: &Mesh) -> Result<Value> {
-    wait::until("everything is settled", SETTLED, || {
-        let now = state(mesh)?;
-        let on_the_way = ["joining", "leaving", "draining", "waiting", "failed"];
-        let is_settled = !on_the_way.iter().any(|stage| now.to_string().contains(&format!("\"{stage}\"")));
-        let published = now.as_array().into_iter().flatten().all(|side| {
-            side["pods"].as_array().map(Vec::len) == side["published"].as_array().map(Vec::len)
-                && side["problems"] == json!([])
-        });
-        wait::holds(is_settled && published, || now.to_string())?;
-        Ok(now)
-    })
-}
-
 /// What stays while the pods come and go.
 struct World {
     api: Arc<ApiServer>,
@@ -303,17 +267,7 @@ fn pods_come_change_and_go_under_traffic_and_faults() -> Result<()> {
         let Churn { mesh, running, serial, .. } = churn;
         let answered = answered.load(Ordering::Relaxed);
         ensure!(answered > 20, "only {answered} requests were answered in {time:?}");
-        let before = settled(mesh)?;
-        for side in Side::BOTH {
-            let agent = mesh.take_agent(side)?;
-            let book = agent.state().join("pods.json");
-            let options = agent.kill()?;
-            std::fs::remove_file(book)?;
-            mesh.run_agent(side, options)?;
-        }
-        Side::BOTH.into_iter().try_for_each(|side| mesh.ready(side))?;
-        let after = settled(mesh).with_context(|| format!("seed {seed}; before: {before}"))?;
-        ensure!(before == after, "seed {seed}: {before}\nafter a fresh start: {after}");
+        settled::as_after_a_fresh_start(mesh, Book::Forgotten).with_context(|| format!("seed {seed}"))?;
         eprintln!("{serial} pods were made, {answered} requests answered; at the end {} pods", running.len());
         Ok(())
     })

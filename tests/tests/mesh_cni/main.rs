@@ -7,13 +7,18 @@
 mod absent;
 mod churn;
 mod installed;
+mod lagging;
 mod restart;
+mod settled;
+mod surge;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use mesh_tests::agent::Agent;
+use mesh_tests::cgroup::Cgroup;
 use mesh_tests::cni::{Answer, Runtime};
 use mesh_tests::kube_api::ApiServer;
 use mesh_tests::mesh::{IN_FORCE_WITHIN, Mesh, Workload, scenario};
@@ -132,6 +137,51 @@ fn add_waits_for_a_pod_that_the_agent_does_not_know_yet_and_fails_at_its_deadlin
         let never = mesh.sandbox(Side::A, "shop/never", "uid-never")?;
         let answer = mesh.runtime(Side::A).with("deadlineSeconds", 2).add(&never)?;
         answer.failure(TRY_AGAIN, &["shop/never", "within 2 s", "has not shown pod", "uid-never"])
+    })
+}
+
+#[test]
+fn add_waits_for_the_namespace_of_a_pod_that_came_with_it() -> Result<()> {
+    scenario(|mesh| {
+        mesh.expect_complaint("API server");
+        let api = begin(mesh)?;
+        // The agent's watch of namespaces is behind that of pods.
+        api.faults().forbid("watch", "namespaces");
+        api.faults().forbid("list", "namespaces");
+        api.faults().drop_watches();
+        mesh.objects().put_namespace("new", true)?;
+        let pod = mesh.sandbox(Side::A, "new/pod", "uid-pod")?;
+        mesh.put(&pod, false)?;
+        let answer = mesh.runtime(Side::A).with("deadlineSeconds", 5).add(&pod)?;
+        answer.failure(TRY_AGAIN, &["new/pod", "has not shown namespace new"])?;
+        api.faults().permit_all();
+        let waiting = mesh.runtime(Side::A).with("deadlineSeconds", 120).add_later(&pod)?;
+        mesh.runtime(Side::A).answer(waiting)?.success()?;
+        ensure!(stage_of(mesh, Side::A, "new/pod")?["stage"] == "captured");
+        Ok(())
+    })
+}
+
+#[test]
+fn add_fails_where_the_pods_cgroup_is_not_below_the_attach_point() -> Result<()> {
+    scenario(|mesh| {
+        let beside = Cgroup::new(mesh.node(Side::A).cgroup().join("beside"))?;
+        mesh.agents_run_with("--cgroup", &beside.path().display().to_string());
+        mesh.use_api_server_of_strangers()?;
+        mesh.objects().put_namespace("shop", true)?;
+        mesh.objects().put_namespace("plain", false)?;
+        mesh.start_agent(Side::A)?;
+        mesh.ready(Side::A)?;
+        let pod = mesh.sandbox(Side::A, "shop/pod", "uid-pod")?;
+        mesh.put(&pod, false)?;
+        let says = ["shop/pod", "no cgroup of it is below --cgroup", "beside", "the kubelet's"];
+        mesh.runtime(Side::A).with("deadlineSeconds", 5).add(&pod)?.failure(TRY_AGAIN, &says)?;
+        // Who is not to be captured need not be there.
+        added(mesh, Side::A, "plain/pod", "uid-plain")?;
+        mesh.take_agent(Side::A)?.stop()?;
+        Agent::uninstall(mesh.node(Side::A))?;
+        mesh.keep(beside);
+        Ok(())
     })
 }
 

@@ -4,11 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
-use mesh_tests::mesh::Mesh;
+use mesh_tests::mesh::{ENDS_WITHIN, Mesh};
 use mesh_tests::topology::Side;
 use mesh_tests::{bpf, wait};
-
-use super::ENDS_WITHIN;
 
 /// The instance's directory.
 pub fn root(mesh: &Mesh, side: Side) -> Result<PathBuf> {

@@ -24,9 +24,6 @@ use traffic::Traffic;
 const WITHIN: Duration = Duration::from_secs(90);
 /// Where a successor serves its metrics while its predecessor still serves its own.
 const OTHER_METRICS: &str = "127.0.0.1:15021";
-/// A predecessor that was succeeded ends within this: 5 s of quiet, 30 s of grace at the most, and a busy machine.
-const ENDS_WITHIN: Duration = Duration::from_secs(60);
-
 /// What a predecessor says whose successor has failed.
 const GOES_ON: &str = "the other agent failed to take over; this one goes on";
 
@@ -37,15 +34,13 @@ const TWIN: &str = "twin";
 /// Starts another agent of the same instance, with these programs, beside the one that runs; it is not ready yet.
 fn another(mesh: &Mesh, side: Side, name: &str, half: &str) -> Result<Agent> {
     let metrics = if name == "agent-2" { OTHER_METRICS } else { "127.0.0.1:15022" };
-    let options = mesh.agent(side)?.options().clone().with("--metrics", metrics).with("--kernel-half", half);
-    Agent::start_program(mesh.node(side), options, name, &programs::agent()?)
+    mesh.beside(side, name, &[("--metrics", metrics), ("--kernel-half", half)])
 }
 
 /// Has the agent of one node succeeded by another; gives the one that was succeeded.
 fn succeed(mesh: &mut Mesh, side: Side, name: &str, half: &str) -> Result<Agent> {
-    let mut successor = another(mesh, side, name, half)?;
-    successor.ready(mesh.node(side), READY_WITHIN)?;
-    mesh.replace_agent(side, successor).context("there was no agent")
+    let successor = another(mesh, side, name, half)?;
+    mesh.succeed(side, successor)
 }
 
 /// Whether the agent of a node carries connections.
@@ -58,22 +53,13 @@ fn says(agent: &Agent, what: &str) -> Result<()> {
     wait::until(&format!("it says `{what}`"), READY_WITHIN, || wait::holds(agent.log().contains(what), || agent.log()))
 }
 
-/// A predecessor ends by itself, without a complaint but those that are `expected`.
-fn ends_well(predecessor: Agent, expected: &[&str]) -> Result<()> {
-    let said = predecessor.ends(ENDS_WITHIN)?;
-    let worrying = said.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR "));
-    let complaints: Vec<&str> = worrying.filter(|line| !expected.iter().any(|part| line.contains(part))).collect();
-    ensure!(complaints.is_empty(), "{complaints:?}");
-    Ok(())
-}
-
 fn upgrade(side: Side, half: &str) -> Result<()> {
     scenario(|mesh| {
         let traffic = Traffic::start(mesh)?;
         let predecessor = succeed(mesh, side, "agent-2", half)?;
         carries(mesh, side)?;
         traffic.unharmed()?;
-        ends_well(predecessor, &[])?;
+        mesh.ends_well(predecessor, &[])?;
         left::one_agents_pins(mesh, side)?;
         ensure!(left::twin_runs(mesh, side)? == (half == TWIN), "the wrong programs are in force");
         let status = mesh.agent(side)?.status(mesh.node(side))?;
@@ -106,8 +92,8 @@ fn a_successor_is_succeeded_in_its_turn() -> Result<()> {
         let second = succeed(mesh, Side::A, "agent-3", OWN)?;
         carries(mesh, Side::A)?;
         traffic.unharmed()?;
-        ends_well(first, &[])?;
-        ends_well(second, &[])?;
+        mesh.ends_well(first, &[])?;
+        mesh.ends_well(second, &[])?;
         left::one_agents_pins(mesh, Side::A)
     })
 }
@@ -139,7 +125,8 @@ fn dies(moment: &str) -> Result<()> {
         let open = open.answer(WITHIN)?;
         ensure!(open["failed"] == 0 && open["ok"] == 300, "the open connection failed: {open}");
         for side in Side::BOTH {
-            ends_well(succeed(mesh, side, "agent-3", TWIN)?, &[GOES_ON])?;
+            let predecessor = succeed(mesh, side, "agent-3", TWIN)?;
+            mesh.ends_well(predecessor, &[GOES_ON])?;
         }
         Ok(())
     })
@@ -191,7 +178,7 @@ fn the_address_of_the_metrics_goes_over_with_the_node() -> Result<()> {
         ensure!(answer["failed"] == 0, "{answer}");
         let opened = mesh.agent(Side::A)?.metrics(mesh.node(Side::A))?.sum("mesh_connections_opened_total", &[]);
         ensure!(opened >= 50.0, "the metrics are not the successor's: {opened} connections");
-        ends_well(predecessor, &[])
+        mesh.ends_well(predecessor, &[])
     })
 }
 
@@ -278,6 +265,6 @@ fn a_live_native_connection_is_counted_once_by_all_agents_together() -> Result<(
         // What it carries while nobody is in charge is counted by nobody.
         let sent = (sent + counted(agent, mesh, "mesh_sent_bytes_total")?) / LINE_BYTES;
         ensure!((1200.0..=2000.0).contains(&sent), "{sent} lines of 2000");
-        ends_well(predecessor, &[])
+        mesh.ends_well(predecessor, &[])
     })
 }

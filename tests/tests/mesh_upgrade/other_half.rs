@@ -12,7 +12,7 @@ use mesh_tests::topology::Side;
 use mesh_tests::{bpf, wait};
 
 use super::traffic::Traffic;
-use super::{OWN, TWIN, WITHIN, carries, ends_well, left, succeed};
+use super::{OWN, TWIN, WITHIN, carries, left, succeed};
 
 const STRANGER: &str = "stranger";
 
@@ -93,7 +93,7 @@ fn an_upgrade_to_other_records_lets_nobody_through_and_loses_no_open_connection(
         carries(mesh, Side::A)?;
         let lost = traffic.lost()?;
         ensure!(lost.len() <= CAUGHT, "new connections failed: {lost:?}");
-        ends_well(predecessor, &[])?;
+        mesh.ends_well(predecessor, &[])?;
         left::one_agents_pins(mesh, Side::A)?;
         ensure!(left::folders(mesh, Side::A, "records-")? != before, "the records are the same");
         ensure!(left::twin_runs(mesh, Side::A)?, "the wrong programs are in force");

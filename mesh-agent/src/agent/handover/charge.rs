@@ -86,6 +86,9 @@ impl Charge {
         }
         self.announce(!metrics_are_free).await?;
         duties.serve_status()?;
+        // The plugin asks here from now on; the predecessor has been told of some until a moment ago.
+        let book = Arc::clone(&duties.enroller.book);
+        book.read_again();
         serve_metrics(&mut duties).await?;
         let (ready, kernel) = (Arc::clone(&duties.ready), Arc::clone(&duties.kernel));
         let instance = kernel_config(&duties.config);
@@ -105,6 +108,8 @@ impl Charge {
                 bail!("the other agent of this instance has taken the node back");
             }
             tracing::info!("the other agent has closed its listeners");
+            // It has answered the last question that was asked of it.
+            book.read_again();
             self.mandate = None;
         }
         while self.owner.is_none() {

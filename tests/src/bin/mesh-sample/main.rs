@@ -18,7 +18,7 @@ mod transfer;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use options::Options;
 
 const USAGE: &str = "\
@@ -36,7 +36,7 @@ servers (--port N [--ports N], the number of ports from there on)
   gateway-echo [--port N]... [--grpc N]... [--tcp N]... [--tls N]...: tells what it was asked; takes ?delay=1s,
               ?headers=name:value and ?codes=500:1,200:1, and any upgrade
 
-clients (--to IP:PORT)
+clients (--to IP:PORT) [--gate FIFO: begin when somebody opens it for writing]
   dial        --every-ms N --count N: a connection at a steady pace; prints each
   churn       --count N --parallel N [--per-second N] --to may be a list: short connections, closed by the client
   burst       --count N: all open at once, then all closed
@@ -74,6 +74,10 @@ fn run() -> Result<()> {
     let kind = arguments.next().unwrap_or_default();
     let options = Options::parse(arguments)?;
     let is_server = options.has("port");
+    if options.has("gate") {
+        // Returns when somebody opens its other end.
+        std::fs::File::open(options.required::<PathBuf>("gate")?).context("--gate")?;
+    }
     match kind.as_str() {
         "http" => http::serve(&options),
         "echo" => servers::serve(&options, servers::echo),
