@@ -22,9 +22,7 @@ pub const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
 mod sandbox;
 mod succession;
 mod words;
-
 pub use self::succession::ENDS_WITHIN;
-
 /// The API server's port, at each node's loopback and, for pods, at its address.
 pub const API_PORT: u16 = 16443;
 
@@ -376,12 +374,8 @@ impl Mesh {
     }
 
     fn no_complaints(&self) -> Result<()> {
-        let complaints: Vec<String> = self
-            .agents
-            .iter()
-            .filter_map(|(_, agent)| agent.as_ref())
-            .flat_map(|a| a.complaints(&self.expected))
-            .collect();
+        let agents = self.agents.iter().filter_map(|(_, agent)| agent.as_ref());
+        let complaints: Vec<String> = agents.flat_map(|agent| agent.complaints(&self.expected)).collect();
         ensure!(complaints.is_empty(), "unexpected in the agents' logs:\n{}", complaints.join("\n"));
         Ok(())
     }

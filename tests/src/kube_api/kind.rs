@@ -38,6 +38,8 @@ pub struct Kind {
     pub schema: Option<Arc<Value>>,
     /// Names for kubectl.
     pub short_names: Vec<String>,
+    /// What kubectl shows: its CRD's additionalPrinterColumns.
+    pub columns: Vec<Value>,
 }
 
 impl Kind {
@@ -78,6 +80,7 @@ impl Kind {
             generation: !group.is_empty() || kind == "Pod",
             schema: None,
             short_names: short_names(kind).iter().map(|&name| name.to_owned()).collect(),
+            columns: Vec::new(),
         }
     }
 }
@@ -159,6 +162,7 @@ pub fn of_crd(crd: &Value) -> Result<Vec<Kind>> {
             generation: true,
             schema: version.pointer("/schema/openAPIV3Schema").cloned().map(Arc::new),
             short_names: short_names.clone(),
+            columns: version["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
         });
     }
     ensure!(!kinds.is_empty(), "no version of {plural}.{group} is served");

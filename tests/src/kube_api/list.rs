@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
@@ -12,6 +13,7 @@ use super::render::{self, Form};
 use super::request::{Place, Request};
 use super::selector::Selector;
 use super::store::{Key, Objects};
+use super::table;
 
 /// A token of the list that goes on from here at the newest version.
 const NEWEST: u64 = 0;
@@ -20,7 +22,7 @@ const NEWEST: u64 = 0;
 ///
 /// # Errors
 /// 410 for a version that is forgotten, 504 for one to come, 400 and 422 for what does not fit together.
-pub fn answer(cluster: &Cluster, request: &Request, place: &Place) -> Result<Vec<u8>, Failure> {
+pub fn answer(cluster: &Cluster, request: &Request, place: &Place, now: Timestamp) -> Result<Vec<u8>, Failure> {
     let selector = selector(request, place)?;
     let (version, from, objects) = state(cluster, request, place)?;
     let limit = match request.parameter("limit").parse::<usize>() {
@@ -44,6 +46,11 @@ pub fn answer(cluster: &Cluster, request: &Request, place: &Place) -> Result<Vec
         }
     }
     let items = rest.iter().take(limit).map(|(_, object)| object.as_ref());
+    if request.wants("as=Table")
+        && let Some(table) = table::table(&place.kind, &metadata, items.clone(), now)
+    {
+        return Ok(table.to_string().into_bytes());
+    }
     let mut text = Vec::new();
     render::list(&mut text, &place.kind, &metadata, items, form(request));
     Ok(text)

@@ -4,7 +4,8 @@
 //! `store`, `write` and the other rules are plain functions of a [`cluster::Cluster`]; `server` puts HTTP
 //! before them. It plays no controller but two: a deleted pod goes when its grace is over, a deleted namespace when
 //! it is empty. What the harness puts comes with its status, as if the cluster's own components had written it.
-//! Not here: admission but ValidatingAdmissionPolicies, OpenAPI documents, conversion beyond `apiVersion`.
+//! Not here: admission but ValidatingAdmissionPolicies, OpenAPI v2, strategic merges of lists, conversion beyond
+//! `apiVersion`.
 //! Roles are enforced when the test wants it; without that single verbs can be forbidden.
 #![allow(clippy::indexing_slicing, reason = "JSON values: what is not there reads as null, and metadata is an object")]
 
@@ -18,6 +19,7 @@ mod feed;
 mod fields;
 pub mod kind;
 mod list;
+mod openapi;
 mod ownership;
 mod patch;
 mod render;
@@ -30,6 +32,8 @@ mod secure;
 mod selector;
 mod server;
 pub mod store;
+mod strict;
+mod table;
 mod time;
 pub mod tokens;
 mod watch;

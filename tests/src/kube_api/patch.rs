@@ -1,8 +1,11 @@
-//! Merge patches (RFC 7386) and JSON patches (RFC 6902).
+//! Merge patches (RFC 7386), strategic ones without lists, and JSON patches (RFC 6902).
 
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
+
+/// What is to be done with a map, in a strategic merge patch.
+const DIRECTIVE: &str = "$patch";
 
 /// Merges `patch` into `object`.
 pub fn merge(object: &mut Value, patch: &Value) {
@@ -19,6 +22,23 @@ pub fn merge(object: &mut Value, patch: &Value) {
             map.remove(name);
         } else {
             merge(map.entry(name).or_insert(Value::Null), change);
+        }
+    }
+}
+
+/// Merges `patch`, which has no lists, into `object`; a map that says `$patch: replace` takes the place of the one that
+/// is there.
+pub fn strategic(object: &mut Value, patch: &Value) {
+    let Some(changes) = patch.as_object() else { return merge(object, patch) };
+    if changes.get(DIRECTIVE).is_some_and(|directive| directive == "replace") || !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    let Some(map) = object.as_object_mut() else { return };
+    for (name, change) in changes.iter().filter(|(name, _)| *name != DIRECTIVE) {
+        if change.is_null() {
+            map.remove(name);
+        } else {
+            strategic(map.entry(name).or_insert(Value::Null), change);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::roles::{self, Wish};
 use super::store::Key;
 use super::watch::{self, Watch};
 use super::write::{Change, Patch};
-use super::{discovery, list};
+use super::{discovery, list, openapi, strict, table};
 
 /// The token of the kubeconfigs that the server writes: it may everything.
 pub const ADMIN_TOKEN: &str = "the-harness-is-admin";
@@ -66,7 +66,8 @@ pub fn answer(
     let user = who["username"].as_str().unwrap_or_default().to_owned();
     let by = |change: Change| Change { user: Some(who.clone()), ..change };
     if request.path.starts_with("/openapi/") {
-        return Ok(Outcome::Nowhere);
+        let document = openapi::document(&request.path, cluster.kinds());
+        return Ok(document.map_or(Outcome::Nowhere, |text| Outcome::Answer(200, text.to_string().into_bytes())));
     }
     if !request.takes_json() {
         let what = "only the following media types are accepted: application/json";
@@ -104,17 +105,17 @@ pub fn answer(
             permitted(cluster, &user, &Wish { verb: "create", ..wish }, forbidden)?;
             Ok(Outcome::Exec(Box::new(exec::begin(cluster, around.containers, request, &place)?)))
         }
-        ("list", None) => Ok(Outcome::Answer(200, list::answer(cluster, request, &place)?)),
+        ("list", None) => Ok(Outcome::Answer(200, list::answer(cluster, request, &place, now)?)),
         ("watch", None) => Ok(Outcome::Watch(Box::new(watch::begin(cluster, request, &place)?))),
-        ("get", None | Some("status")) => get(cluster, request, &place),
+        ("get", None | Some("status")) => get(cluster, request, &place, now),
         ("create", None) => {
             let change = by(change(request, &place, now)?);
-            let created = cluster.create(&change, body(request)?)?;
+            let created = cluster.create(&change, checked(request, &place, body(request)?)?)?;
             Ok(Outcome::Answer(201, shown(request, &place.kind, &created)))
         }
         ("update", None | Some("status")) => {
             let change = by(change(request, &place, now)?);
-            let updated = cluster.update(&change, body(request)?)?;
+            let updated = cluster.update(&change, checked(request, &place, body(request)?)?)?;
             Ok(Outcome::Answer(200, shown(request, &place.kind, &updated)))
         }
         ("patch", None | Some("status")) => {
@@ -178,13 +179,24 @@ fn not_allowed() -> Failure {
     Failure::new(405, "MethodNotAllowed", what)
 }
 
-fn get(cluster: &Cluster, request: &Request, place: &Place) -> Result<Outcome, Failure> {
+fn get(cluster: &Cluster, request: &Request, place: &Place, now: Timestamp) -> Result<Outcome, Failure> {
     if let Some(asked) = list::version(request)?.filter(|&asked| asked > cluster.store.version()) {
         return Err(Failure::too_large(asked, cluster.store.version()));
     }
     let (resource, key) = (place.kind.resource(), key(place));
     let found = cluster.store.get(&resource, &key).ok_or_else(|| Failure::not_found(&resource, &key.1))?;
-    Ok(Outcome::Answer(200, shown(request, &place.kind, found)))
+    let metadata = json!({"resourceVersion": found["metadata"]["resourceVersion"]});
+    let table = request.wants("as=Table").then(|| table::table(&place.kind, &metadata, [&**found].into_iter(), now));
+    let table = table.flatten().map(|table| table.to_string().into_bytes());
+    Ok(Outcome::Answer(200, table.unwrap_or_else(|| shown(request, &place.kind, found))))
+}
+
+/// The object of a request, with no field that its kind does not have if that is asked for.
+fn checked(request: &Request, place: &Place, object: Value) -> Result<Value, Failure> {
+    if request.parameter("fieldValidation") == "Strict" {
+        strict::check(&place.kind, &object)?;
+    }
+    Ok(object)
 }
 
 fn delete(cluster: &mut Cluster, request: &Request, place: Place, now: Timestamp) -> Result<Outcome, Failure> {
@@ -275,7 +287,7 @@ fn patch(request: &Request, place: &Place) -> Result<(Patch, Manager), Failure> 
                     "this server merges no lists strategically: use a merge patch or apply",
                 ));
             }
-            Ok((Patch::Merge(changes), update))
+            Ok((Patch::Strategic(changes), update))
         }
         "application/apply-patch+yaml" | "application/apply-patch+json" => {
             let manager = manager(request, place, true);
@@ -284,7 +296,7 @@ fn patch(request: &Request, place: &Place) -> Result<(Patch, Manager), Failure> 
                 let wrong = [("FieldValueRequired", "fieldManager".to_owned(), what.to_owned())];
                 return Err(Failure::invalid("PatchOptions.meta.k8s.io", "", &wrong));
             }
-            let object = body(request)?;
+            let object = checked(request, place, body(request)?)?;
             if object["apiVersion"].as_str().is_none() || object["kind"].as_str().is_none() {
                 return Err(Failure::bad_request("an apply needs apiVersion and kind in the object"));
             }

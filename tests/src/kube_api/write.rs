@@ -40,6 +40,8 @@ pub struct Change {
 pub enum Patch {
     /// `application/merge-patch+json`
     Merge(Value),
+    /// `application/strategic-merge-patch+json`, without lists
+    Strategic(Value),
     /// `application/json-patch+json`
     Json(Value),
     /// `application/apply-patch+yaml`
@@ -145,6 +147,11 @@ impl Cluster {
             (Ok(live), Patch::Merge(changes)) => {
                 let mut object = (*live).clone();
                 patch::merge(&mut object, changes);
+                (live, object)
+            }
+            (Ok(live), Patch::Strategic(changes)) => {
+                let mut object = (*live).clone();
+                patch::strategic(&mut object, changes);
                 (live, object)
             }
             (Ok(live), Patch::Json(steps)) => {

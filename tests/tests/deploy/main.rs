@@ -3,6 +3,7 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::unwrap_used)]
 
+mod kubectl;
 mod words;
 
 use std::io::{self, Write};
