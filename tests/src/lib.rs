@@ -19,6 +19,7 @@ pub mod image;
 pub mod interrupt;
 pub mod kube_api;
 pub mod kube_ca;
+pub mod kube_target;
 pub mod kubectl;
 pub mod leftovers;
 pub mod mesh;
