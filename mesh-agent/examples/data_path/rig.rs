@@ -1,6 +1,6 @@
 //! One pod behind a proxy of its own, twice, and what the control plane would say of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
@@ -9,14 +9,13 @@ use anyhow::Result;
 use mesh_agent::balance::Balancer;
 use mesh_agent::identity::CertStore;
 use mesh_agent::model::addr::{EndpointAddr, OrigDst, Scope};
-use mesh_agent::model::egress::{Egress, UdpRefusals};
 use mesh_agent::model::identity::Identity;
 use mesh_agent::model::policy::{Action, Policy, RequestMatch, Rule as PolicyRule, Target as PolicyTarget};
 use mesh_agent::model::route::{
     Backend, Candidate, Match, PathMatch, PortRoutes, RouteKind, RouteName, Rule, RuleId, ServiceRef, Target, Timeouts,
 };
 use mesh_agent::model::service::{Endpoint, ServicePort};
-use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerModes, Workload, WorkloadUid};
+use mesh_agent::model::workload::{Captured, Workload, WorkloadUid};
 use mesh_agent::proxy::pod_net::{PodNet, SocketUse};
 use mesh_agent::proxy::{Deps, Limits, PodHandle, PodListeners, Proxy, TUNNEL_PORT, WIRE};
 use mesh_agent::snapshot::{SnapshotParts, SnapshotStore};
@@ -104,26 +103,11 @@ pub fn side(name: &str, ip: Ipv4Addr, snapshots: &Arc<SnapshotStore>, certs: &Ar
 /// What the control plane says of the pod.
 pub fn workload(name: &str, ip: Ipv4Addr) -> Result<Arc<Workload>> {
     Ok(Arc::new(Workload {
-        uid: name.into(),
-        namespace: "bench".into(),
-        name: name.into(),
         app: name.into(),
         node: name.into(),
-        zone: "".into(),
-        labels: BTreeMap::new().into(),
-        identity: Identity::new("cluster.local", "bench", name)?,
-        ips: vec![ip.into()],
-        host_network: false,
-        ports: vec![],
-        probe_ports: Vec::new(),
-        enrolment: Enrolment::Enrolled,
+        ips: smallvec::smallvec![ip.into()],
         captured: Some(Captured { generation: 1, wire: wire().into_iter().map(Into::into).collect() }),
-        peer_mode: PeerModes::default(),
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        terminating: false,
+        ..Workload::new(name, "bench", name, Identity::new("cluster.local", "bench", name)?)
     }))
 }
 

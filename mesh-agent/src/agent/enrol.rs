@@ -81,7 +81,7 @@ impl Enroller {
     pub(super) async fn keep(self: Arc<Self>, state_dir: PathBuf) {
         let mut snapshots = self.board.snapshots.watch();
         let mut ticks = tokio::time::interval(KEEP);
-        let mut told: Option<Modes> = None;
+        let mut told = None;
         loop {
             let is_due = tokio::select! {
                 _ = ticks.tick() => true,
@@ -94,15 +94,18 @@ impl Enroller {
             if snapshot.generation() == 0 {
                 continue;
             }
-            let modes: Modes = snapshot.namespaces().iter().map(|(name, mode)| (name.to_string(), *mode)).collect();
-            let (is_news, dir, book) = (told.as_ref() != Some(&modes), state_dir.clone(), Arc::clone(&self.book));
+            let namespaces = Arc::clone(snapshot.namespaces());
+            let (is_news, dir, book) = (told.as_ref() != Some(&namespaces), state_dir.clone(), Arc::clone(&self.book));
             let work = move || {
                 book.prune(|uid| snapshot.workload(uid).is_some(), Instant::now());
-                let written = if is_news || is_due { write_modes(&dir, &modes) } else { Ok(()) };
-                written.map(|()| modes)
+                if is_news || is_due {
+                    let modes: Modes = namespaces.iter().map(|(name, mode)| (name.to_string(), *mode)).collect();
+                    write_modes(&dir, &modes)?;
+                }
+                Ok::<_, std::io::Error>(namespaces)
             };
             match tokio::task::spawn_blocking(work).await {
-                Ok(Ok(modes)) => told = Some(modes),
+                Ok(Ok(namespaces)) => told = Some(namespaces),
                 Ok(Err(error)) => {
                     let file = state_dir.join(MODES_NAME);
                     tracing::warn!(%error, file = %file.display(), "the modes of the namespaces could not be written");

@@ -147,7 +147,7 @@ impl BoardCollector {
         put("mesh_policies", "Authorization policies in force", snapshot.policies().len())?;
         let mut effects: BTreeMap<&str, i64> =
             ["keeps_last", "ignored", "denies", "partly"].into_iter().map(|effect| (effect, 0)).collect();
-        for problem in snapshot.problems() {
+        for problem in snapshot.problems().iter() {
             *effects.entry(problem.effect.as_str()).or_default() += 1;
         }
         let help = "Mistakes in configuration objects that are not mended yet, by what they lead to";

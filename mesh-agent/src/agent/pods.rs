@@ -50,7 +50,7 @@ pub(super) struct Parts {
     pub(super) certificates: Arc<CertStore>,
     pub(super) wanted: watch::Sender<BTreeSet<Identity>>,
     pub(super) publish: Publish,
-    pub(super) wire: Vec<Arc<str>>,
+    pub(super) wire: Arc<[Arc<str>]>,
     /// How long a predecessor serves pods that are leaving.
     pub(super) linger: Duration,
 }
@@ -193,7 +193,7 @@ impl Pods {
         let stage = match self.bring_in(workload, snapshot, lenient) {
             Ok((pod, handle)) => {
                 tracing::info!(pod = %workload.display_name(), identity = %workload.identity, "enrolled");
-                let captured = Captured { generation: generation(), wire: self.parts.wire.clone() };
+                let captured = Captured { generation: generation(), wire: Arc::clone(&self.parts.wire) };
                 let lenient_until = lenient.then(|| now + LENIENCY);
                 let rules = Rules::of(workload, snapshot);
                 Stage::Joining(Member { pod, handle, captured, lenient_until, rules, complaint: Complaint::default() })

@@ -8,6 +8,7 @@ use crate::capture::{DirectConnection, EnrolledPod, Kernel, NotCaptured};
 use crate::control::Published;
 use crate::model::identity::PeerIdentity;
 use crate::model::policy::Policy;
+use crate::model::rare::Rare;
 use crate::model::workload::{Captured, Enrolment, PeerModes, Workload};
 use crate::policy::{Flow, authorize};
 use crate::proxy::PodHandle;
@@ -97,7 +98,7 @@ impl Complaint {
 /// What the connections of a pod that came in without the agent were last judged by.
 #[derive(PartialEq)]
 pub(super) struct Rules {
-    pub(super) peer_mode: PeerModes,
+    pub(super) peer_mode: Rare<PeerModes>,
     pub(super) policies: Vec<Arc<Policy>>,
 }
 

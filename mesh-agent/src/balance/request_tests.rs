@@ -196,7 +196,7 @@ fn session_affinity_and_zones_go_before_a_policy() {
 
     let mut near = balanced(three(), Balancing::RoundRobin);
     for (endpoint, zone) in near.endpoints.iter_mut().zip(["zone-a", "zone-b", "zone-b"]) {
-        endpoint.zones = vec![zone.into()];
+        endpoint.zones = thin_vec::thin_vec![zone.into()];
     }
     assert!((0..20).all(|_| sender.send(&near, |_| (1, false)) == addr("10.0.0.1:80")), "the client is in zone-a");
 }

@@ -70,7 +70,7 @@ fn internal_traffic_policy_local_stays_on_the_node() {
     check(&local(vec![there()]), &client(), &[]);
     check(&local(vec![there(), on("node-a", terminating("10.0.0.3:80", true))]), &client(), &["10.0.0.3"]);
     check(&local(vec![endpoint("10.0.0.4:80")]), &Client { node: "".into(), ..client() }, &[]);
-    let other_zone = Endpoint { zones: vec!["zone-b".into()], ..here() };
+    let other_zone = Endpoint { zones: thin_vec::thin_vec!["zone-b".into()], ..here() };
     check(&local(vec![other_zone]), &client(), &["10.0.0.1"]);
 }
 

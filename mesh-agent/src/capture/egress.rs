@@ -107,7 +107,7 @@ pub(super) fn prepare<'a>(
 }
 
 fn refuses_something(workload: &Workload) -> bool {
-    workload.egress.refused_by.is_some() || workload.udp_refusals != UdpRefusals::default()
+    workload.egress.refused_by.is_some() || *workload.udp_refusals != UdpRefusals::default()
 }
 
 impl Kernel {

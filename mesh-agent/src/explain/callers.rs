@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn callers_are_named_as_what_they_are() {
-        let host = Workload { host_network: true, ips: vec![], ..pod("host", "b", "10.0.0.9") };
+        let host = Workload { host_network: true, ips: smallvec::smallvec![], ..pod("host", "b", "10.0.0.9") };
         let snapshot = Snapshot::new(
             1,
             SnapshotParts {

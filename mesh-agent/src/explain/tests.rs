@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::addr::EndpointAddr;
-use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::{Identity, PeerIdentity};
 use crate::model::policy::{Action, IdentityMatch, Policy, RequestMatch, Rule, Source as RuleSource, Target};
 use crate::model::route::PathMatch;
@@ -22,26 +21,12 @@ const REFUSED_PORTS: [u16; 3] = [15001, 15006, 15008];
 /// A captured pod of `shop`, with its own name as service account and `app` label.
 pub(super) fn pod(name: &str, node: &str, ip: &str) -> Workload {
     Workload {
-        uid: format!("uid-{name}").into(),
-        namespace: "shop".into(),
-        name: name.into(),
         app: name.into(),
         node: node.into(),
-        zone: "".into(),
         labels: BTreeMap::from([("app".to_owned(), name.to_owned())]).into(),
-        identity: Identity::new("cluster.local", "shop", name).unwrap(),
-        ips: vec![ip.parse().unwrap()],
-        host_network: false,
-        ports: Vec::new(),
-        enrolment: Enrolment::Enrolled,
-        captured: Some(Captured { generation: 1, wire: vec!["h2".into()] }),
-        peer_mode: PeerModes::default(),
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        probe_ports: Vec::new(),
-        terminating: false,
+        ips: smallvec::smallvec![ip.parse().unwrap()],
+        captured: Some(Captured { generation: 1, wire: ["h2".into()].into() }),
+        ..Workload::new(format!("uid-{name}"), "shop", name, Identity::new("cluster.local", "shop", name).unwrap())
     }
 }
 
@@ -171,7 +156,7 @@ fn rules_that_ask_for_addresses_send_neighbours_through_the_agent() {
 #[test]
 fn plaintext_is_judged_by_the_receiver() {
     let mut pods = pods();
-    pods[1].peer_mode = strict();
+    pods[1].peer_mode = strict().into();
     let snapshot = snapshot(pods, vec![], vec![only("far", "client", 7000)]);
     for source in ["shop/plain", "192.0.2.7"] {
         let strict = path(&snapshot, source, "shop/near", 7000);
@@ -191,12 +176,13 @@ fn plaintext_is_judged_by_the_receiver() {
 fn what_the_mesh_leaves_alone_is_bypassed_and_says_why() {
     let mut pods = pods();
     pods[0].exclusions = Exclusions {
-        outbound_ports: vec![5432],
-        outbound_cidrs: vec!["10.0.1.0/24".parse().unwrap()],
+        outbound_ports: thin_vec::thin_vec![5432],
+        outbound_cidrs: thin_vec::thin_vec!["10.0.1.0/24".parse().unwrap()],
         ..Exclusions::default()
-    };
-    pods[1].exclusions.inbound_ports = vec![9100];
-    pods[1].peer_mode = strict();
+    }
+    .into();
+    pods[1].exclusions.inbound_ports = thin_vec::thin_vec![9100];
+    pods[1].peer_mode = strict().into();
     let snapshot = snapshot(pods, vec![], vec![]);
     check(&path(&snapshot, "shop/client", "192.0.2.1", 443), "bypass", "ok", &["connect_outside"]);
     check(&path(&snapshot, "shop/client", "shop/plain", 80), "bypass", "ok", &["connect_outside"]);
@@ -382,16 +368,20 @@ mod properties {
         });
         let exclusions = (prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop::bool::weighted(0.1)).prop_map(
             |(inbound, outbound, cidr)| Exclusions {
-                inbound_ports: if inbound { vec![81] } else { vec![] },
-                outbound_ports: if outbound { vec![81] } else { vec![] },
-                outbound_cidrs: if cidr { vec!["10.0.1.0/24".parse().unwrap()] } else { vec![] },
+                inbound_ports: if inbound { thin_vec::thin_vec![81] } else { thin_vec::thin_vec![] },
+                outbound_ports: if outbound { thin_vec::thin_vec![81] } else { thin_vec::thin_vec![] },
+                outbound_cidrs: if cidr {
+                    thin_vec::thin_vec!["10.0.1.0/24".parse().unwrap()]
+                } else {
+                    thin_vec::thin_vec![]
+                },
             },
         );
         let one = (modes, exclusions, prop::bool::weighted(0.8));
         prop::collection::vec(one, 4).prop_map(|states| {
             let mut pods = pods();
             for (pod, (modes, exclusions, captured)) in pods.iter_mut().zip(states) {
-                (pod.peer_mode, pod.exclusions) = (modes, exclusions);
+                (pod.peer_mode, pod.exclusions) = (modes.into(), exclusions.into());
                 pod.captured = pod.captured.take().filter(|_| captured);
             }
             pods
@@ -448,7 +438,7 @@ mod properties {
                 .map(|at| (workloads[*at].name.to_string(), format!("{}:{}", workloads[*at].ips[0], ports[*at])))
                 .collect();
             let endpoints: Vec<(&str, &str)> = named.iter().map(|(name, addr)| (&**name, &**addr)).collect();
-            let source = Workload { exclusions: Exclusions::default(), ..workloads[from].clone() };
+            let source = Workload { exclusions: Exclusions::default().into(), ..workloads[from].clone() };
             let mut workloads = workloads;
             workloads[from] = source.clone();
             let snapshot = snapshot(workloads.clone(), vec![service(&endpoints)], policies);

@@ -10,6 +10,7 @@ pub mod local;
 pub mod outcome;
 pub mod policy;
 pub mod problem;
+pub mod rare;
 pub mod route;
 pub mod selector;
 pub mod service;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::addr::EndpointAddr;
 use super::route::ServiceRef;
 use super::traffic::Traffic;
-use super::workload::WorkloadUid;
+use super::workload::{List, WorkloadUid};
 
 /// A transport protocol of Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,9 +68,9 @@ pub struct Endpoint {
     /// `nodeName` of the slice's endpoint.
     pub node: Arc<str>,
     /// Zone hints (`hints.forZones`); empty = no hint.
-    pub zones: Vec<Arc<str>>,
+    pub zones: List<Arc<str>>,
     /// Node hints (`hints.forNodes`); empty = no hint.
-    pub nodes: Vec<Arc<str>>,
+    pub nodes: List<Arc<str>>,
     /// The endpoint's own zone; empty when unknown.
     pub zone: Arc<str>,
     /// `conditions.ready` (true with publishNotReadyAddresses).
@@ -89,8 +89,8 @@ impl Endpoint {
             addr,
             workload: None,
             node: Arc::from(""),
-            zones: Vec::new(),
-            nodes: Vec::new(),
+            zones: List::new(),
+            nodes: List::new(),
             zone: Arc::from(""),
             ready: true,
             serving: true,

@@ -2,18 +2,26 @@
 
 use super::egress::{Egress, UdpRefusals};
 use super::identity::Identity;
+use super::rare::{Rare, ordinary};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 /// The label by which a namespace or a pod asks to be in the mesh (`enabled`), or a pod to be out of it (`disabled`).
 pub const MODE_LABEL: &str = "mesh-agent.io/mode";
 
 /// A pod's uid: the key of everything that belongs to one pod (pools, permits, records).
 pub type WorkloadUid = Arc<str>;
+
+/// A list that is mostly empty or short, and of which there are hundreds of thousands: one pointer.
+pub type List<T> = thin_vec::ThinVec<T>;
+
+/// A pod's addresses: one, or one of each family.
+pub type Ips = SmallVec<[IpAddr; 1]>;
 
 /// A pod's labels; the replicas of a Deployment share them.
 pub type Labels = Arc<BTreeMap<String, String>>;
@@ -38,33 +46,35 @@ pub struct Workload {
     /// Service account identity.
     pub identity: Identity,
     /// The pod IPs that this pod owns (design §5, "who owns an IP"); canonical.
-    pub ips: Vec<IpAddr>,
+    pub ips: Ips,
     /// hostNetwork pods are never enrolled and own no IP.
     pub host_network: bool,
     /// Declared container ports, by name and number (for named target ports and bounded metric labels).
-    pub ports: Vec<NamedPort>,
+    pub ports: Arc<[NamedPort]>,
     /// TCP ports of the probes and lifecycle hooks that the pod's own spec declares: the kubelet may dial these.
-    pub probe_ports: Vec<u16>,
+    pub probe_ports: Arc<[u16]>,
     /// Whether the pod is to be in the mesh, and if not, why not.
     pub enrolment: Enrolment,
     /// What its node's agent has published about it: `Some` = a tunnel destination.
     pub captured: Option<Captured>,
     /// Inbound mTLS mode, by port.
-    pub peer_mode: PeerModes,
+    pub peer_mode: Rare<PeerModes>,
     /// What becomes of what it sends out of the mesh.
-    pub egress: Egress,
+    pub egress: Rare<Egress>,
     /// Where it takes no UDP.
-    pub udp_refusals: UdpRefusals,
+    pub udp_refusals: Rare<UdpRefusals>,
     /// What never goes through the agent.
-    pub exclusions: Exclusions,
+    pub exclusions: Rare<Exclusions>,
     /// Its network namespace, where somebody has named it: the container runtime, or `mesh-agent.io/netns`.
     pub netns: Option<PathBuf>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
 }
 
+ordinary!(PeerModes, Egress, UdpRefusals, Exclusions);
+
 /// A declared container port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NamedPort {
     /// `containerPort` name; empty when it has none.
     pub name: Arc<str>,
@@ -93,7 +103,7 @@ pub struct Captured {
     /// Capture generation of that pod: grows each time it is captured anew.
     pub generation: u64,
     /// ALPN protocols its listener speaks, best first (`h2` = HBONE).
-    pub wire: Vec<Arc<str>>,
+    pub wire: Arc<[Arc<str>]>,
 }
 
 /// Inbound mTLS mode.
@@ -137,14 +147,47 @@ impl PeerModes {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exclusions {
     /// `mesh-agent.io/exclude-outbound-ports`.
-    pub outbound_ports: Vec<u16>,
+    pub outbound_ports: List<u16>,
     /// `mesh-agent.io/exclude-inbound-ports`.
-    pub inbound_ports: Vec<u16>,
+    pub inbound_ports: List<u16>,
     /// `mesh-agent.io/exclude-outbound-cidrs`.
-    pub outbound_cidrs: Vec<IpNet>,
+    pub outbound_cidrs: List<IpNet>,
 }
 
 impl Workload {
+    /// An enrolled pod of which nothing more is known.
+    #[must_use]
+    pub fn new(
+        uid: impl Into<WorkloadUid>,
+        namespace: impl Into<Arc<str>>,
+        name: impl Into<Arc<str>>,
+        identity: Identity,
+    ) -> Self {
+        let none = || Arc::from("");
+        Self {
+            uid: uid.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            app: none(),
+            node: none(),
+            zone: none(),
+            labels: Labels::default(),
+            identity,
+            ips: Ips::default(),
+            host_network: false,
+            ports: Arc::default(),
+            probe_ports: Arc::default(),
+            enrolment: Enrolment::Enrolled,
+            captured: None,
+            peer_mode: Rare::default(),
+            egress: Rare::default(),
+            udp_refusals: Rare::default(),
+            exclusions: Rare::default(),
+            netns: None,
+            terminating: false,
+        }
+    }
+
     /// Whether the pod is to be captured by its node's agent.
     #[must_use]
     pub fn is_enrolled(&self) -> bool {

@@ -64,7 +64,7 @@ pub fn port_rules(workload: &Workload, lenient: bool) -> BTreeMap<(u16, u16), u3
     for port in &workload.exclusions.inbound_ports {
         rules.insert((*port, INBOUND), PORT_EXCLUDED);
     }
-    for port in &workload.probe_ports {
+    for port in &*workload.probe_ports {
         rules.insert((*port, PROBE), PORT_PROBE);
     }
     for port in workload.udp_refusals.ports.keys() {

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
-use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::policy::{IdentityMatch, Rule, Source, Target};
-use crate::model::workload::{Enrolment, Exclusions, PeerModes};
+use crate::model::workload::PeerModes;
 use crate::snapshot::SnapshotParts;
 
 pub(super) const TRUST_DOMAIN: &str = "cluster.local";
@@ -15,26 +14,12 @@ pub(super) const TRUST_DOMAIN: &str = "cluster.local";
 /// A pod of `shop` with label `app: web`, uid `web-uid`.
 pub(super) fn web(peer_mode: PeerModes) -> Workload {
     Workload {
-        uid: "web-uid".into(),
-        namespace: "shop".into(),
-        name: "web-1".into(),
         app: "web".into(),
         node: "node-a".into(),
-        zone: "".into(),
         labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]).into(),
-        identity: identity(TRUST_DOMAIN, "shop", "web"),
-        ips: vec!["10.0.0.1".parse().expect("address")],
-        host_network: false,
-        ports: Vec::new(),
-        probe_ports: Vec::new(),
-        enrolment: Enrolment::Enrolled,
-        captured: None,
-        peer_mode,
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        terminating: false,
+        ips: smallvec::smallvec!["10.0.0.1".parse().expect("address")],
+        peer_mode: peer_mode.into(),
+        ..Workload::new("web-uid", "shop", "web-1", identity(TRUST_DOMAIN, "shop", "web"))
     }
 }
 
@@ -320,7 +305,7 @@ fn a_permit_is_rechecked_against_what_is_now_in_force() {
 fn an_excluded_port_is_judged_by_no_rule_and_the_others_are() {
     let strict = PeerModes { default: PeerMode::Strict, ..PeerModes::default() };
     let mut workload = web(strict);
-    workload.exclusions.inbound_ports = vec![9100];
+    workload.exclusions.inbound_ports = thin_vec::thin_vec![9100];
     let snapshot = snapshot(workload, vec![policy("none", Action::Allow, vec![])]);
     let flow = |port| Flow {
         destination: "web-uid".into(),

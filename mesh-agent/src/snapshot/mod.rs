@@ -247,7 +247,7 @@ impl Snapshot {
 
     /// Every known namespace, and whether it is opted in.
     #[must_use]
-    pub fn namespaces(&self) -> &BTreeMap<Arc<str>, bool> {
+    pub fn namespaces(&self) -> &Arc<BTreeMap<Arc<str>, bool>> {
         &self.parts.namespaces
     }
 
@@ -294,13 +294,13 @@ impl Snapshot {
 
     /// What is said of each route.
     #[must_use]
-    pub fn route_statuses(&self) -> &[RouteStatus] {
+    pub fn route_statuses(&self) -> &Arc<[RouteStatus]> {
         &self.parts.route_statuses
     }
 
     /// Every mistake not yet mended.
     #[must_use]
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &Arc<[Problem]> {
         &self.parts.problems
     }
 }

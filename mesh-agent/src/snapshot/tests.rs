@@ -6,34 +6,22 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 use crate::model::addr::EndpointAddr;
-use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::policy::{Action, Target};
 use crate::model::service::Endpoint;
-use crate::model::workload::{Enrolment, Exclusions, PeerModes};
 
 fn workload(namespace: &str, name: &str, node: &str, ips: &[&str], app: &str) -> Arc<Workload> {
     Arc::new(Workload {
-        uid: format!("uid-{name}").into(),
-        namespace: namespace.into(),
-        name: name.into(),
         app: app.into(),
         node: node.into(),
-        zone: "".into(),
         labels: BTreeMap::from([("app".to_owned(), app.to_owned())]).into(),
-        identity: Identity::new("cluster.local", namespace, app).expect("identity"),
         ips: ips.iter().map(|ip| ip.parse().expect("ip")).collect(),
-        host_network: false,
-        ports: Vec::new(),
-        probe_ports: Vec::new(),
-        enrolment: Enrolment::Enrolled,
-        captured: None,
-        peer_mode: PeerModes::default(),
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        terminating: false,
+        ..Workload::new(
+            format!("uid-{name}"),
+            namespace,
+            name,
+            Identity::new("cluster.local", namespace, app).expect("identity"),
+        )
     })
 }
 

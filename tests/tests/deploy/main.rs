@@ -128,7 +128,7 @@ impl Scene {
 
     async fn publish_of(&self, node: &str) -> Result<()> {
         let publisher = self.cluster.publisher(node)?;
-        let captured = Captured { generation: 1, wire: vec!["h2".into()] };
+        let captured = Captured { generation: 1, wire: ["h2".into()].into() };
         let pods = vec![Published { uid: "uid".into(), name: "shop/x".to_owned(), captured }];
         tokio::task::spawn_blocking(move || publisher.publish(&pods).map(|()| publisher)).await??;
         Ok(())

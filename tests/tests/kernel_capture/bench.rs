@@ -1,6 +1,5 @@
 //! A node whose agent is the test process.
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +7,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use mesh_agent::capture::{EnrolledPod, Half, Kernel, KernelConfig, PodSockets, uninstall};
 use mesh_agent::model::addr::EndpointAddr;
-use mesh_agent::model::egress::{Egress, UdpRefusals};
 use mesh_agent::model::identity::Identity;
 use mesh_agent::model::policy::Policy;
 use mesh_agent::model::service::{Endpoint, ServicePort};
-use mesh_agent::model::workload::{Captured, Enrolment, Exclusions, PeerMode, PeerModes, Workload};
+use mesh_agent::model::workload::{Captured, PeerMode, Workload};
 use mesh_agent::policy::egress::NODE_LOCAL_DNS;
 use mesh_agent::snapshot::{Snapshot, SnapshotParts};
 use mesh_common::counter::Counter;
@@ -97,7 +95,7 @@ impl Bench {
     pub fn snapshot(&mut self) -> Snapshot {
         self.generation += 1;
         let remote =
-            Workload { captured: Some(Captured { generation: 1, wire: vec![] }), ..workload("remote", &REMOTE) };
+            Workload { captured: Some(Captured { generation: 1, wire: [].into() }), ..workload("remote", &REMOTE) };
         let remote = Workload { node: "b".into(), ..remote };
         let workloads = self.workloads.iter().cloned().chain([Arc::new(remote)]).collect();
         let fallback = self.workloads.last().map(|workload| SocketAddr::new(workload.ips[0], 8080));
@@ -174,32 +172,16 @@ impl Drop for Bench {
 
 pub fn workload(name: &str, ips: &[&str]) -> Workload {
     Workload {
-        uid: name.into(),
-        namespace: "test".into(),
-        name: name.into(),
         app: name.into(),
         node: "a".into(),
-        zone: "".into(),
-        labels: BTreeMap::new().into(),
-        identity: Identity::new("cluster.local", "test", name).expect("a name"),
         ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
-        host_network: false,
-        ports: Vec::new(),
-        probe_ports: Vec::new(),
-        enrolment: Enrolment::Enrolled,
-        captured: None,
-        peer_mode: PeerModes::default(),
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        terminating: false,
+        ..Workload::new(name, "test", name, Identity::new("cluster.local", "test", name).expect("a name"))
     }
 }
 
 pub fn workload_of(pod: &Pod, mode: PeerMode) -> Workload {
     let mut workload = workload(pod.name(), &[]);
-    workload.ips = pod.ips().to_vec();
+    workload.ips = pod.ips().into_iter().collect();
     workload.netns = Some(pod.netns().path());
     workload.peer_mode.default = mode;
     workload
@@ -218,8 +200,8 @@ pub fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {
         addr: EndpointAddr::new(addr),
         workload: None,
         node: "a".into(),
-        zones: vec![],
-        nodes: vec![],
+        zones: vec![].into(),
+        nodes: vec![].into(),
         zone: "".into(),
         ready: true,
         serving: true,

@@ -247,11 +247,11 @@ fn excluded_ports_and_cidrs_never_see_the_agent() -> Result<()> {
     node(|bench| {
         let (client, server) = (bench.pod("client")?, bench.pod("server")?);
         let mut workload = workload_of(&client, PeerMode::Permissive);
-        workload.exclusions.outbound_ports = vec![8081];
-        workload.exclusions.outbound_cidrs = vec!["fd00::/8".parse()?];
+        workload.exclusions.outbound_ports = vec![8081].into();
+        workload.exclusions.outbound_cidrs = vec!["fd00::/8".parse()?].into();
         let (_enrolled, _sockets) = bench.enrol(workload)?;
         let mut remote = workload_of(&server, PeerMode::Permissive);
-        remote.captured = Some(Captured { generation: 1, wire: vec![] });
+        remote.captured = Some(Captured { generation: 1, wire: [].into() });
         bench.workloads.push(Arc::new(remote));
         bench.sync()?;
         let (_one, _two) = (server.sample_server("greeter", 8081, &[])?, server.sample_server("greeter", 8080, &[])?);
@@ -302,7 +302,7 @@ fn a_namespace_that_is_not_the_pods_own_is_not_enrolled() -> Result<()> {
         let stolen = Workload { netns: Some(theirs.netns().path()), ..workload_of(&mine, PeerMode::Permissive) };
         assert_eq!(of(stolen), Some("netns_mismatch"), "a namespace that belongs to another pod");
         let mut foreign = workload_of(&mine, PeerMode::Permissive);
-        foreign.ips = vec![IpAddr::from([10, 1, 1, 1])];
+        foreign.ips = vec![IpAddr::from([10, 1, 1, 1])].into();
         assert_eq!(of(foreign), Some("netns_mismatch"), "a namespace without the pod's address");
         let gone = Workload { netns: Some("/run/netns/not-there".into()), ..workload_of(&mine, PeerMode::Permissive) };
         assert_eq!(of(gone), Some("netns_gone"));

@@ -18,7 +18,7 @@ fn a_strict_pod_takes_no_udp_on_the_ports_that_its_policy_names() -> Result<()> 
     node(|bench| {
         let (server, client) = (bench.pod("server")?, bench.pod("client")?);
         let ports = UdpRefusals { all: None, ports: [(5353, "test/udp".into())].into() };
-        let strict = Workload { udp_refusals: ports, ..captured_workload(&server, PeerMode::Strict) };
+        let strict = Workload { udp_refusals: ports.into(), ..captured_workload(&server, PeerMode::Strict) };
         let _gone = bench.enrol(strict.clone())?;
         let mut events = Events::of(bench)?;
         for ip in server.ips() {
@@ -47,13 +47,13 @@ fn a_strict_pod_takes_no_udp_on_the_ports_that_its_policy_names() -> Result<()> 
         assert_eq!((refusal.exit, refusal.local.port()), (Counter::LookupUdpStrict, 5353));
 
         let all = UdpRefusals { all: Some("test/udp".into()), ..UdpRefusals::default() };
-        bench.replace(Workload { udp_refusals: all, ..strict.clone() })?;
+        bench.replace(Workload { udp_refusals: all.into(), ..strict.clone() })?;
         let free = SocketAddr::new(server.ip(), 5354);
         let open = inbox(&server, free)?;
         open.set_nonblocking(true)?;
         client.netns().run(|| WAYS[1].1(free))??;
         ensure!(!arrived(&open)?, "`all` leaves a port open");
-        bench.replace(Workload { udp_refusals: UdpRefusals::default(), ..strict })?;
+        bench.replace(Workload { udp_refusals: UdpRefusals::default().into(), ..strict })?;
         open.set_nonblocking(false)?;
         client.netns().run(|| WAYS[1].1(free))??;
         ensure!(arrived(&open)?, "it stays closed when nothing refuses");
@@ -67,7 +67,7 @@ fn answers_come_in_although_every_port_is_closed() -> Result<()> {
     node(|bench| {
         let (server, dns) = (bench.pod("server")?, bench.pod("dns")?);
         let all = UdpRefusals { all: Some("test/udp".into()), ..UdpRefusals::default() };
-        let strict = Workload { udp_refusals: all, ..captured_workload(&server, PeerMode::Strict) };
+        let strict = Workload { udp_refusals: all.into(), ..captured_workload(&server, PeerMode::Strict) };
         let _gone = bench.enrol(strict)?;
         let resolver = SocketAddr::new(dns.ip(), 53);
         let asked = inbox(&dns, resolver)?;

@@ -171,7 +171,7 @@ fn an_opt_out_that_counts_is_a_way_out() -> Result<()> {
     world(|bench, world| {
         // Control leaves exclusions in place only where the policy lets it: see its tables.
         let excluded = Workload {
-            exclusions: Exclusions { outbound_ports: vec![9000], ..Exclusions::default() },
+            exclusions: Exclusions { outbound_ports: vec![9000].into(), ..Exclusions::default() }.into(),
             ..refusing(captured_workload(&world.client, PeerMode::Permissive))
         };
         bench.replace(excluded)?;
@@ -261,8 +261,8 @@ fn uninstalling_takes_the_hooks_away_while_a_pod_refuses() -> Result<()> {
 fn neighbours_without_a_rule_go_on() -> Result<()> {
     world(|bench, world| {
         let other = bench.pod("other")?;
-        let _gone =
-            bench.enrol(Workload { egress: Egress::default(), ..captured_workload(&other, PeerMode::Permissive) })?;
+        let _gone = bench
+            .enrol(Workload { egress: Egress::default().into(), ..captured_workload(&other, PeerMode::Permissive) })?;
         let to = SocketAddr::new(world.outside.ip(), 9000);
         let inbox = inbox(&world.outside, to)?;
         for (how, way) in WAYS {

@@ -32,7 +32,7 @@ pub struct World {
 
 /// Makes a workload that refuses what is outside.
 pub fn refusing(workload: Workload) -> Workload {
-    Workload { egress: Egress { refused_by: Some("test/inside".into()), guarded_by: None }, ..workload }
+    Workload { egress: Egress { refused_by: Some("test/inside".into()), guarded_by: None }.into(), ..workload }
 }
 
 /// Runs `story` with a client that refuses what is outside, and nobody who accepts on the agent's listeners.

@@ -30,7 +30,10 @@ use world::*;
 
 /// Makes a workload ask for the guard.
 fn guarded(workload: Workload) -> Workload {
-    Workload { egress: Egress { guarded_by: Some("test/guard".into()), ..workload.egress }, ..workload }
+    Workload {
+        egress: Egress { guarded_by: Some("test/guard".into()), ..(*workload.egress).clone() }.into(),
+        ..workload
+    }
 }
 
 /// Has the client of the world guarded from now on.

@@ -33,7 +33,7 @@ pub fn pair(bench: &mut Bench, mode: PeerMode) -> Result<Pair> {
 
 /// A pod of this node that is published as captured.
 pub fn captured_workload(pod: &Pod, mode: PeerMode) -> Workload {
-    Workload { captured: Some(Captured { generation: 1, wire: vec![] }), ..workload_of(pod, mode) }
+    Workload { captured: Some(Captured { generation: 1, wire: [].into() }), ..workload_of(pod, mode) }
 }
 
 /// A policy for the whole mesh, with one rule: `account` (anybody when `None`) on `ports` (all when `None`).

@@ -55,7 +55,7 @@ fn dial(bench: &Bench, cgroup: Option<&Home>, to: SocketAddr) -> Result<bool> {
 /// A strict pod with a server on each of two ports, of which it declares one as a probe's.
 fn strict(bench: &mut Bench, name: &str) -> Result<(Pod, Vec<mesh_tests::process::Process>)> {
     let pod = bench.pod(name)?;
-    let workload = Workload { probe_ports: vec![8081], ..captured_workload(&pod, PeerMode::Strict) };
+    let workload = Workload { probe_ports: [8081].into(), ..captured_workload(&pod, PeerMode::Strict) };
     let _gone = bench.enrol(workload)?;
     let apps = vec![pod.sample_server("greeter", 8080, &[])?, pod.sample_server("greeter", 8081, &[])?];
     Ok((pod, apps))

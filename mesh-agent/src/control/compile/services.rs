@@ -3,9 +3,11 @@
 //! kube-proxy's reading of the objects. Where a Service has a selector and no slice, which is how a directory is
 //! written by hand, this file stands in for Kubernetes' EndpointSlice controller.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use thin_vec::thin_vec;
 
 use super::ownership::Owners;
 use super::{Found, Objects};
@@ -13,6 +15,7 @@ use crate::control::object::{Distribution, Pod, Service, ServiceSpecPort, Slice,
 use crate::model::addr::EndpointAddr;
 use crate::model::problem::{Effect, Problem};
 use crate::model::service::{Endpoint, Protocol, ServicePort};
+use crate::model::workload::List;
 
 /// Looked up for every service.
 struct Context<'a> {
@@ -58,7 +61,7 @@ pub(super) fn compile(objects: &Objects, owners: &Owners<'_>, problems: &mut Vec
 type Claim = (IpAddr, Protocol, u16);
 
 fn first_label(service: &Service) -> Option<(&str, &str)> {
-    service.selector.iter().flatten().next().map(|(key, value)| (key.as_str(), value.as_str()))
+    service.selector.iter().flatten().next().map(|(key, value)| (&**key, &**value))
 }
 
 fn title(service: &Service) -> String {
@@ -152,8 +155,10 @@ impl<'a> Context<'a> {
             problems.push(found.problem(title(service), "spec.selector", reason, Effect::Partly));
             return Vec::new();
         };
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        let mut seen: HashMap<EndpointAddr, usize> = HashMap::new();
+        // As many as there are in general, so that no room is kept for more.
+        let expected = slices.iter().map(|slice| slice.endpoints.len()).sum();
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(expected);
+        let mut seen: HashMap<EndpointAddr, usize> = HashMap::with_capacity(expected);
         for slice in slices {
             let named =
                 |(protocol, name, _): &&(Protocol, Arc<str>, u16)| (*protocol, name) == (port.protocol, &port.name);
@@ -197,7 +202,7 @@ impl<'a> Context<'a> {
     fn derive(
         &self,
         found: &Found<Service>,
-        selector: &BTreeMap<String, String>,
+        selector: &[(Box<str>, Box<str>)],
         port: &ServiceSpecPort,
         problems: &mut Vec<Problem>,
     ) -> Vec<Endpoint> {
@@ -205,7 +210,9 @@ impl<'a> Context<'a> {
         let candidates = first_label(service)
             .and_then(|(key, value)| self.by_label.get(&(&*service.namespace, key, value)))
             .map_or(&[][..], Vec::as_slice);
-        let selects = |pod: &&&Pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
+        let selects = |pod: &&&Pod| {
+            selector.iter().all(|(key, value)| pod.labels.get(&**key).is_some_and(|own| **own == **value))
+        };
         let pods: Vec<&Pod> = candidates.iter().filter(selects).copied().collect();
         let mut endpoints = Vec::new();
         let mut unnamed = 0;
@@ -236,7 +243,7 @@ impl<'a> Context<'a> {
         let zone = self.zones.get(&*pod.node).map_or_else(|| Arc::from(""), |zone| Arc::clone(zone));
         let hint = |wanted: Distribution, name: &Arc<str>| {
             let hinted = service.distribution == Some(wanted) && !name.is_empty();
-            if hinted { vec![Arc::clone(name)] } else { Vec::new() }
+            if hinted { thin_vec![Arc::clone(name)] } else { List::new() }
         };
         let same_zone = hint(Distribution::SameZone, &zone);
         let by_node = service.distribution == Some(Distribution::SameNode);
@@ -245,7 +252,7 @@ impl<'a> Context<'a> {
             workload: Some(Arc::clone(&pod.uid)),
             node: Arc::clone(&pod.node),
             // PreferSameNode falls back to the zone, so the controller hints both.
-            zones: if by_node && !zone.is_empty() { vec![Arc::clone(&zone)] } else { same_zone },
+            zones: if by_node && !zone.is_empty() { thin_vec![Arc::clone(&zone)] } else { same_zone },
             nodes: hint(Distribution::SameNode, &pod.node),
             zone,
             ready: pod.ready && !pod.terminating,

@@ -7,10 +7,12 @@ use super::egress::{ignored, without_ways_out};
 use super::ownership::Owners;
 use super::peer_modes::{self, Applicable};
 use super::{Found, Objects};
-use crate::control::object::{EXCLUDE_INBOUND_PORTS, MODE_LABEL, Mode, Pod};
+use crate::control::object::{EXCLUDE_INBOUND_PORTS, MODE_LABEL, Mode, PeerPolicy, Pod};
+use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::problem::{Effect, Problem};
-use crate::model::workload::{Captured, Enrolment, Exclusions, Workload};
+use crate::model::rare::Rare;
+use crate::model::workload::{Captured, Enrolment, Exclusions, Ips, PeerModes, Workload};
 
 /// Looked up for every pod.
 struct Context<'a> {
@@ -19,6 +21,21 @@ struct Context<'a> {
     captured: HashMap<(&'a str, &'a str), &'a Captured>,
     identities: HashMap<(&'a str, &'a str), Option<Identity>>,
     no_zone: Arc<str>,
+    demands: HashMap<Vec<*const PeerPolicy>, Demands>,
+}
+
+/// What peer policies demand of a pod: the same of all to which the same policies apply.
+#[derive(Clone)]
+struct Demands {
+    modes: Rare<PeerModes>,
+    egress: Rare<Egress>,
+    udp_refusals: Rare<UdpRefusals>,
+}
+
+impl Demands {
+    fn of(peers: &Applicable<'_>) -> Self {
+        Self { modes: peers.modes().into(), egress: peers.egress().into(), udp_refusals: peers.udp_refusals().into() }
+    }
 }
 
 /// Compiles every pod that has a usable identity.
@@ -37,6 +54,7 @@ pub(super) fn compile(
             .collect(),
         identities: HashMap::new(),
         no_zone: Arc::from(""),
+        demands: HashMap::new(),
     };
     let peers = peer_modes::by_scope(&objects.peers);
     let mut workloads = Vec::with_capacity(objects.pods.len());
@@ -50,7 +68,9 @@ pub(super) fn compile(
             continue;
         };
         let applicable = peer_modes::applicable(&peers, &pod.object);
-        let workload = context.workload(pod, identity, owners.lost(at), &applicable, problems);
+        let same = applicable.all().map(std::ptr::from_ref).collect();
+        let demands = context.demands.entry(same).or_insert_with(|| Demands::of(&applicable)).clone();
+        let workload = context.workload(pod, identity, owners.lost(at), (&applicable, demands), problems);
         workloads.push(Arc::new(workload));
     }
     workloads
@@ -66,7 +86,7 @@ impl Context<'_> {
         found: &Found<Pod>,
         identity: Identity,
         lost: bool,
-        peers: &Applicable<'_>,
+        (peers, demands): (&Applicable<'_>, Demands),
         problems: &mut Vec<Problem>,
     ) -> Workload {
         let pod = &found.object;
@@ -81,15 +101,15 @@ impl Context<'_> {
             zone: Arc::clone(zone),
             labels: Arc::clone(&pod.labels),
             identity,
-            ips: if owns_nothing { Vec::new() } else { pod.ips.clone() },
+            ips: if owns_nothing { Ips::new() } else { pod.ips.clone() },
             host_network: pod.host_network,
-            ports: pod.ports.clone(),
-            probe_ports: pod.probe_ports.clone(),
+            ports: Arc::clone(&pod.ports),
+            probe_ports: Arc::clone(&pod.probe_ports),
             enrolment: self.enrolment(found, lost, peers, problems),
             captured: self.captured.get(&(&*pod.node, &*pod.uid)).map(|captured| (*captured).clone()),
-            peer_mode: peers.modes(),
-            egress: peers.egress(),
-            udp_refusals: peers.udp_refusals(),
+            peer_mode: demands.modes,
+            egress: demands.egress,
+            udp_refusals: demands.udp_refusals,
             exclusions: exclusions(found, peers, problems),
             netns: pod.netns.clone(),
             terminating: pod.terminating,
@@ -138,8 +158,11 @@ fn why_not_out(peers: &Applicable<'_>) -> Option<String> {
 }
 
 /// What the pod asks for, without what a higher scope keeps in.
-fn exclusions(found: &Found<Pod>, peers: &Applicable<'_>, problems: &mut Vec<Problem>) -> Exclusions {
-    let mut exclusions = found.object.exclusions.clone();
+fn exclusions(found: &Found<Pod>, peers: &Applicable<'_>, problems: &mut Vec<Problem>) -> Rare<Exclusions> {
+    if found.object.exclusions == Rare::default() {
+        return Rare::default();
+    }
+    let mut exclusions = Exclusions::clone(&found.object.exclusions);
     exclusions.inbound_ports.retain(|port| {
         let Some(policy) = peers.forbids_exclusion(*port) else {
             return true;
@@ -150,5 +173,5 @@ fn exclusions(found: &Found<Pod>, peers: &Applicable<'_>, problems: &mut Vec<Pro
         problems.push(found.problem(title(&found.object), &field, reason, Effect::Partly));
         false
     });
-    without_ways_out(exclusions, found, peers, problems)
+    without_ways_out(exclusions, found, peers, problems).into()
 }

@@ -52,6 +52,10 @@ impl Increment {
     /// Takes in that the object at `key` was the first and is the second.
     pub(super) fn note(&mut self, kept: &Kept, key: &Arc<Key>, change: (Option<&Object>, Option<&Object>)) {
         self.dirty.note(&mut self.index, kept, self.last.as_ref(), key, change);
+        if self.last.is_none() {
+            // Everything is compiled anyway: what concerns what need not be remembered.
+            self.dirty = Dirty::default();
+        }
     }
 
     /// Takes in that the node knows something else of these pods; `learn` makes `kept` know it.

@@ -2,18 +2,26 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Key, Object, Reading};
+use crate::model::workload::NamedPort;
 
 /// Nothing is looked for among fewer.
 const FEW: usize = 1_024;
 
-/// The copies.
+/// The copies, for all watches. Whoever reads an object makes it share at once: what it has of its own would be freed
+/// between what stays, and leave holes too small for anything.
 #[derive(Debug, Default)]
-pub(super) struct Interner {
+pub(super) struct Interner(Mutex<Pools>);
+
+#[derive(Debug, Default)]
+struct Pools {
     texts: Pool<str>,
     labels: Pool<BTreeMap<String, String>>,
+    wires: Pool<[Arc<str>]>,
+    ports: Pool<[NamedPort]>,
+    numbers: Pool<[u16]>,
 }
 
 #[derive(Debug)]
@@ -45,8 +53,14 @@ impl<T: ?Sized + Hash + Eq> Pool<T> {
 
 impl Interner {
     /// Makes an object that was just read, and its key, share what others have.
-    pub(super) fn share(&mut self, key: &mut Key, reading: &mut Reading) {
-        let Self { texts, labels } = self;
+    pub(super) fn share(&self, key: &mut Key, reading: &mut Reading) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).share(key, reading);
+    }
+}
+
+impl Pools {
+    fn share(&mut self, key: &mut Key, reading: &mut Reading) {
+        let Self { texts, labels, wires, ports, numbers } = self;
         texts.share(&mut key.namespace);
         let Reading::Object(own, object, _) = reading else { return };
         *own = key.clone();
@@ -56,7 +70,10 @@ impl Interner {
                 pod.namespace = Arc::clone(&key.namespace);
                 pod.name = Arc::clone(&key.name);
                 [&mut pod.app, &mut pod.node, &mut pod.service_account].into_iter().for_each(|text| texts.share(text));
-                pod.ports.iter_mut().for_each(|port| texts.share(&mut port.name));
+                let own = Arc::get_mut(&mut pod.ports).into_iter().flatten();
+                own.for_each(|port| texts.share(&mut port.name));
+                ports.share(&mut pod.ports);
+                numbers.share(&mut pod.probe_ports);
                 labels.share(&mut pod.labels);
             }
             Object::Service(service) => {
@@ -78,8 +95,7 @@ impl Interner {
             Object::CaptureState(state) => {
                 let Some(state) = Arc::get_mut(state) else { return };
                 texts.share(&mut state.node);
-                let wires = state.pods.values_mut().flat_map(|captured| &mut captured.wire);
-                wires.for_each(|protocol| texts.share(protocol));
+                state.pods.values_mut().for_each(|captured| wires.share(&mut captured.wire));
             }
             _ => {}
         }

@@ -10,6 +10,7 @@ use crate::control::keep::Entry;
 use crate::control::object::Pod;
 use crate::model::local::{LocalPod, LocalPods};
 use crate::model::problem::Problem;
+use crate::model::workload::List;
 
 /// Where the objects were found, as problems name it.
 const LOCATION: &str = "API server";
@@ -20,7 +21,7 @@ pub(super) struct Known {
     /// What is in force.
     pub(super) object: Option<Object>,
     /// What is wrong with it.
-    pub(super) problems: Box<[Problem]>,
+    pub(super) problems: List<Problem>,
 }
 
 impl From<Entry> for Known {
@@ -126,8 +127,8 @@ fn overlaid(pod: &Pod, local: &LocalPod) -> Pod {
         LocalPod::Standing { netns, addresses } => Pod {
             netns: Some(netns.clone()),
             // Also after a reboot, when the API server still has those of the sandbox before.
-            ips: addresses.clone(),
-            started: Some(i128::MAX),
+            ips: addresses.iter().copied().collect(),
+            started: Some(i64::MAX),
             ..pod.clone()
         },
         LocalPod::Gone => Pod { netns: None, finished: true, ..pod.clone() },

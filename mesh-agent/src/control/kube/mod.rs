@@ -33,6 +33,7 @@ pub use self::ask::{Asked, asked_by_labels};
 pub use self::authority::{ReviewedToken, Unreviewed};
 use self::health::Health;
 pub use self::health::{Compilations, KindHealth};
+use self::intern::Interner;
 pub use self::operator::{AgentPod, Operator, Ran, Resource, Unreached};
 pub use self::publish::Publisher as CapturePublisher;
 pub use self::status::{CONTROLLER, StatusWriter, StatusWrites, StatusWritesReader};
@@ -181,10 +182,11 @@ impl Cluster {
         Identity::new(&config.trust_domain, "namespace", "account")?;
         let (events, mut inbox) = mpsc::channel(QUEUE);
         let mut watches = JoinSet::new();
+        let interner = Arc::<Interner>::default();
         for kind in self.kinds.iter().copied() {
             let (client, events, health) = (self.client.clone(), events.clone(), Arc::clone(&self.health));
-            let (trust_netns, statuses) = (config.trust_netns, self.statuses.clone());
-            watches.spawn(Watched { kind, client, events, health, trust_netns, statuses }.run());
+            let (trust_netns, statuses, interner) = (config.trust_netns, self.statuses.clone(), Arc::clone(&interner));
+            watches.spawn(Watched { kind, client, events, health, interner, trust_netns, statuses }.run());
         }
         let mut store = Store::new(&self.kinds, &config.node, &config.trust_domain);
         if let Some(mut local) = self.local {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::increment::Increment;
-use super::intern::Interner;
 use super::kept::{Kept, Known};
 use super::{Event, Key, Kind, Object, Reading};
 use crate::control::keep::Entry;
@@ -23,7 +22,6 @@ use crate::snapshot::SnapshotParts;
 pub(super) struct Store {
     kept: Kept,
     increment: Increment,
-    interner: Interner,
     kinds: BTreeMap<Kind, Standing>,
     /// Something has changed since the last [`Self::compile`].
     changed: bool,
@@ -53,7 +51,7 @@ impl Store {
     pub(super) fn new(kinds: &[Kind], node: &str, trust_domain: &str) -> Self {
         let kinds = kinds.iter().map(|kind| (*kind, Standing::default())).collect();
         let (kept, increment) = (Kept::new(node), Increment::new(trust_domain));
-        Self { kept, increment, interner: Interner::default(), kinds, changed: true, begun: false }
+        Self { kept, increment, kinds, changed: true, begun: false }
     }
 
     /// Takes in what a watch says.
@@ -151,8 +149,7 @@ impl Store {
         self.stand(kind, |standing| *standing = Standing { listing: Listing::Done, away: None });
     }
 
-    fn put(&mut self, mut key: Key, mut reading: Reading) {
-        self.interner.share(&mut key, &mut reading);
+    fn put(&mut self, key: Key, reading: Reading) {
         let (key, before) = match self.kept.take(&key) {
             Some((key, before)) => (key, Some(before)),
             None => (Arc::new(key), None),

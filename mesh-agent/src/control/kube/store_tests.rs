@@ -150,7 +150,7 @@ fn objects_come_change_and_go() {
     scene.happens(put(Kind::Pod, pod("x", "10.0.0.1"))).check(&["x"], &[]);
     scene.happens(put(Kind::Pod, pod("x", "10.0.0.9")));
     assert_eq!(
-        scene.parts.workloads.iter().next().expect("a pod").ips,
+        *scene.parts.workloads.iter().next().expect("a pod").ips,
         ["10.0.0.9".parse::<std::net::IpAddr>().expect("an address")]
     );
     scene.happens(removed(Kind::Pod, &pod("x", "10.0.0.9"))).check(&[], &[]);
@@ -164,7 +164,7 @@ fn a_mistake_keeps_the_last_good_version_and_a_policy_with_one_denies() {
     scene.happens(put(Kind::Pod, broken.clone()));
     scene.check(&["x"], &["API server: Pod shop/x: spec.hostNetwork: invalid type"]);
     assert_eq!(
-        scene.parts.workloads.iter().next().expect("a pod").ips,
+        *scene.parts.workloads.iter().next().expect("a pod").ips,
         ["10.0.0.1".parse::<std::net::IpAddr>().expect("an address")]
     );
     scene.happens(put(Kind::Pod, broken)).check(&["x"], &["spec.hostNetwork"]);
@@ -256,13 +256,16 @@ fn what_the_node_itself_knows_goes_over_what_the_api_server_says_of_its_pods() {
         let found = scene.parts.workloads.iter().find(|workload| &*workload.name == name);
         found.map(|workload| (workload.ips.clone(), workload.netns.clone())).expect("a pod")
     };
-    assert_eq!(of(&scene, "x"), (vec![ip("10.0.0.2")], Some("/run/netns/n".into())));
-    assert_eq!(of(&scene, "y"), (vec![], None), "its address is another pod's");
-    assert_eq!(of(&scene, "z"), (vec![ip("10.0.0.3")], None), "of another node nothing is known here");
+    assert_eq!(of(&scene, "x"), (smallvec::smallvec![ip("10.0.0.2")], Some("/run/netns/n".into())));
+    assert_eq!(of(&scene, "y"), (smallvec::smallvec![], None), "its address is another pod's");
+    assert_eq!(of(&scene, "z"), (smallvec::smallvec![ip("10.0.0.3")], None), "of another node nothing is known here");
     scene.happens(Event::Local(Arc::new(local)));
     assert_eq!(scene.count, before + 1, "nothing has changed");
 
     let gone: LocalPods = [("uid-x".into(), LocalPod::Gone)].into();
     scene.happens(Event::Local(Arc::new(gone)));
-    assert_eq!((of(&scene, "x"), of(&scene, "y").0), ((vec![], None), vec![ip("10.0.0.2")]));
+    assert_eq!(
+        (of(&scene, "x"), of(&scene, "y").0),
+        ((smallvec::smallvec![], None), smallvec::smallvec![ip("10.0.0.2")])
+    );
 }

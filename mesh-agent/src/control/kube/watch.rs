@@ -9,6 +9,7 @@ use futures_util::TryStreamExt;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::{Request, WatchEvent};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -16,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use super::backoff::Backoff;
 use super::connect::describe;
 use super::health::Health;
+use super::intern::Interner;
 use super::status::{Sketch, Tee, has_status};
 use super::{Event, Key, Kind, Mistake, Reading};
 use crate::control::object;
@@ -41,17 +43,19 @@ pub(super) struct Watched {
     pub(super) client: kube::Client,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) health: Arc<Health>,
+    pub(super) interner: Arc<Interner>,
     pub(super) trust_netns: bool,
     /// Told of every object whose status is to be written.
     pub(super) statuses: Option<Tee>,
 }
 
-/// A page of a list. Items of built-in kinds carry neither `apiVersion` nor `kind`.
+/// A page of a list. Items of built-in kinds carry neither `apiVersion` nor `kind`. They are read one after another:
+/// what a page of them takes as trees is a hundred times what stays of it.
 #[derive(Debug, Deserialize)]
 struct Page {
     #[serde(default)]
     metadata: PageMeta,
-    items: Option<Vec<Value>>,
+    items: Option<Vec<Box<RawValue>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -143,7 +147,10 @@ impl Watched {
                 Ok(Err(error)) => return Err(describe(&error)),
                 Err(_) => return Err(format!("no answer within {} s", ANSWER.as_secs())),
             };
-            readings.extend(page.items.into_iter().flatten().map(|item| self.read(version, item)));
+            for item in page.items.into_iter().flatten() {
+                let value = serde_json::from_str(item.get()).map_err(|e| format!("an object in it: {e}"))?;
+                readings.push(self.read(version, value));
+            }
             parameters.continue_token = page.metadata.more.filter(|token| !token.is_empty());
             if parameters.continue_token.is_none() {
                 let resource_version = page.metadata.resource_version.unwrap_or_default();
@@ -233,12 +240,13 @@ impl Watched {
     }
 
     fn read(&self, version: &'static str, value: Value) -> (Key, Reading) {
-        let Some(statuses) = self.statuses.as_ref().filter(|_| has_status(self.kind)) else {
-            return read(self.kind, version, value, self.trust_netns);
-        };
-        let sketch = Sketch::of(&value);
-        let (key, reading) = read(self.kind, version, value, self.trust_netns);
-        statuses.is(version, sketch, &key, &reading);
+        let statuses = self.statuses.as_ref().filter(|_| has_status(self.kind));
+        let sketch = statuses.map(|_| Sketch::of(&value));
+        let (mut key, mut reading) = read(self.kind, version, value, self.trust_netns);
+        self.interner.share(&mut key, &mut reading);
+        if let (Some(statuses), Some(sketch)) = (statuses, sketch) {
+            statuses.is(version, sketch, &key, &reading);
+        }
         (key, reading)
     }
 

@@ -71,9 +71,9 @@ pub(super) fn mode(metadata: &ObjectMeta, mistakes: &mut Vec<Mistake>) -> Option
 /// The exclusions that a pod asks for; what cannot be read is a mistake and excludes nothing.
 pub(super) fn exclusions(annotations: &BTreeMap<String, String>, mistakes: &mut Vec<Mistake>) -> Exclusions {
     Exclusions {
-        outbound_ports: list(annotations, EXCLUDE_OUTBOUND_PORTS, port, mistakes),
-        inbound_ports: list(annotations, EXCLUDE_INBOUND_PORTS, port, mistakes),
-        outbound_cidrs: list(annotations, EXCLUDE_OUTBOUND_CIDRS, cidr, mistakes),
+        outbound_ports: list(annotations, EXCLUDE_OUTBOUND_PORTS, port, mistakes).into(),
+        inbound_ports: list(annotations, EXCLUDE_INBOUND_PORTS, port, mistakes).into(),
+        outbound_cidrs: list(annotations, EXCLUDE_OUTBOUND_CIDRS, cidr, mistakes).into(),
     }
 }
 

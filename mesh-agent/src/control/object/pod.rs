@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::decode::{Mistake, decode};
 use super::meta::{self, Mode};
 use super::probes;
-use crate::model::workload::{Exclusions, Labels, NamedPort};
+use crate::model::rare::Rare;
+use crate::model::workload::{Exclusions, Ips, Labels, NamedPort};
 
 /// How the names of runtime classes begin whose containers have a kernel of their own: the names that the projects'
 /// own installers give.
@@ -33,21 +34,21 @@ pub(in crate::control) struct Pod {
     pub(in crate::control) mode: Option<Mode>,
     pub(in crate::control) service_account: Arc<str>,
     /// Canonical; of a hostNetwork pod the node's.
-    pub(in crate::control) ips: Vec<IpAddr>,
+    pub(in crate::control) ips: Ips,
     pub(in crate::control) host_network: bool,
     /// Its sockets live in a guest kernel.
     pub(in crate::control) guest_kernel: bool,
-    pub(in crate::control) ports: Vec<NamedPort>,
+    pub(in crate::control) ports: Arc<[NamedPort]>,
     /// Ascending.
-    pub(in crate::control) probe_ports: Vec<u16>,
+    pub(in crate::control) probe_ports: Arc<[u16]>,
     /// Phase Succeeded or Failed.
     pub(in crate::control) finished: bool,
     /// Start time in nanoseconds since 1970; of a pod not started yet its creation; `None` when neither is known.
-    pub(in crate::control) started: Option<i128>,
+    pub(in crate::control) started: Option<i64>,
     pub(in crate::control) terminating: bool,
     /// The Ready condition; true without a `status.conditions`, which hand-written pods have no reason to carry.
     pub(in crate::control) ready: bool,
-    pub(in crate::control) exclusions: Exclusions,
+    pub(in crate::control) exclusions: Rare<Exclusions>,
     pub(in crate::control) netns: Option<PathBuf>,
 }
 
@@ -79,16 +80,16 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Pod, Mi
             .filter(|name| !name.is_empty())
             .unwrap_or("default")
             .into(),
-        ips: ips(&status, mistakes),
+        ips: ips(&status, mistakes).into(),
         host_network: spec.host_network.unwrap_or(false),
         guest_kernel: has_guest_kernel(&spec, &metadata),
-        ports: ports(&spec, mistakes),
-        probe_ports: probes::ports(&spec, mistakes),
+        ports: ports(&spec, mistakes).into(),
+        probe_ports: probes::ports(&spec, mistakes).into(),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-        started: started.map(|time| time.0.as_nanosecond()),
+        started: started.map(|time| i64::try_from(time.0.as_nanosecond()).unwrap_or(i64::MAX)),
         terminating: metadata.deletion_timestamp.is_some(),
         ready: is_ready(&status),
-        exclusions: meta::exclusions(annotations, mistakes),
+        exclusions: meta::exclusions(annotations, mistakes).into(),
         netns: meta::netns(annotations, mistakes),
         labels: metadata.labels.unwrap_or_default().into(),
         namespace,

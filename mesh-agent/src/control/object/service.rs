@@ -1,6 +1,5 @@
 //! Service: what of it the mesh needs. Endpoints come from slices or pods, in [`crate::control::compile`].
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use serde_json::Value;
 use super::decode::{Mistake, decode};
 use super::{meta, protocols};
 use crate::model::service::Protocol;
+use crate::model::workload::List;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given (Kubernetes' default: three hours).
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
@@ -30,7 +30,7 @@ pub(in crate::control) struct Service {
     /// External and LoadBalancer IPs (ipMode VIP).
     pub(in crate::control) outer_ips: Vec<IpAddr>,
     /// `None`: endpoints are written by hand.
-    pub(in crate::control) selector: Option<BTreeMap<String, String>>,
+    pub(in crate::control) selector: Option<List<(Box<str>, Box<str>)>>,
     /// TCP and UDP ports.
     pub(in crate::control) ports: Vec<ServiceSpecPort>,
     pub(in crate::control) affinity: Option<Duration>,
@@ -84,7 +84,10 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Service
         local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         distribution: distribution(&spec, mistakes),
-        selector: spec.selector.filter(|selector| !selector.is_empty()),
+        selector: spec.selector.filter(|selector| !selector.is_empty()).map(|selector| {
+            let pairs = selector.into_iter().map(|(key, value)| (key.into_boxed_str(), value.into_boxed_str()));
+            pairs.collect()
+        }),
     })
 }
 

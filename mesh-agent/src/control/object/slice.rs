@@ -10,6 +10,7 @@ use super::decode::{Mistake, decode};
 use super::meta;
 use super::service::protocol;
 use crate::model::service::Protocol;
+use crate::model::workload::List;
 
 /// The label by which a slice belongs to a Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -31,8 +32,8 @@ pub(in crate::control) struct SliceEndpoint {
     pub(in crate::control) ip: IpAddr,
     pub(in crate::control) node: Arc<str>,
     pub(in crate::control) zone: Arc<str>,
-    pub(in crate::control) hinted_zones: Vec<Arc<str>>,
-    pub(in crate::control) hinted_nodes: Vec<Arc<str>>,
+    pub(in crate::control) hinted_zones: List<Arc<str>>,
+    pub(in crate::control) hinted_nodes: List<Arc<str>>,
     pub(in crate::control) ready: bool,
     pub(in crate::control) serving: bool,
     pub(in crate::control) terminating: bool,
@@ -48,12 +49,14 @@ pub(super) fn read(value: &Value, mistakes: &mut Vec<Mistake>) -> Result<Slice, 
         other => return Err(Mistake::new("addressType", format!("`{other}` is none of IPv4, IPv6 and FQDN"))),
     };
     let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL));
-    let endpoints = slice.endpoints.iter().enumerate().filter(|_| is_ip);
+    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+    let read = slice.endpoints.iter().enumerate().filter(|_| is_ip);
+    endpoints.extend(read.filter_map(|(at, endpoint)| read_endpoint(at, endpoint, mistakes)));
     Ok(Slice {
         namespace: meta::namespace(&slice.metadata),
         service: label.map(|name| Arc::from(name.as_str())),
         ports: ports(&slice, mistakes),
-        endpoints: endpoints.filter_map(|(at, endpoint)| read_endpoint(at, endpoint, mistakes)).collect(),
+        endpoints,
     })
 }
 

@@ -120,7 +120,7 @@ async fn what_an_agent_publishes_others_see() {
     let dir = tempfile::tempdir().expect("directory");
     std::fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.1")).expect("written");
     let running = Running::start(dir.path()).await;
-    let captured = Captured { generation: 4, wire: vec!["h2".into()] };
+    let captured = Captured { generation: 4, wire: ["h2".into()].into() };
     let published = Published { uid: "uid-a".into(), name: "shop/a".to_owned(), captured: captured.clone() };
     publish_captured(dir.path(), "node-a", &[published]).expect("published");
     let is_captured = |snapshot: &Snapshot| snapshot.workload("uid-a").is_some_and(|a| a.captured.is_some());

@@ -1,14 +1,12 @@
 //! Who a token makes its bearer, row by row.
 
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::*;
 use crate::identity::SystemClock;
 use crate::identity::testing::TRUST_DOMAIN;
-use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
-use crate::model::workload::{Exclusions, PeerModes, Workload};
+use crate::model::workload::Workload;
 use crate::snapshot::{Snapshot, SnapshotParts};
 
 /// An API server that says what it was told to.
@@ -23,26 +21,11 @@ impl TokenReviewer for Says {
 
 fn pod(uid: &str, name: &str, account: &str, node: &str, enrolment: Enrolment) -> Arc<Workload> {
     Arc::new(Workload {
-        uid: uid.into(),
-        namespace: "mesh-agent".into(),
-        name: name.into(),
         app: name.into(),
         node: node.into(),
-        zone: "".into(),
-        labels: BTreeMap::new().into(),
-        identity: Identity::new(TRUST_DOMAIN, "mesh-agent", account).unwrap(),
-        ips: Vec::new(),
         host_network: true,
-        ports: Vec::new(),
-        probe_ports: Vec::new(),
         enrolment,
-        captured: None,
-        peer_mode: PeerModes::default(),
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        terminating: false,
+        ..Workload::new(uid, "mesh-agent", name, Identity::new(TRUST_DOMAIN, "mesh-agent", account).unwrap())
     })
 }
 

@@ -65,7 +65,7 @@ async fn a_captured_pod_is_never_dialled_in_plaintext() {
     // Its application answers, its agent does not.
     let app = tokio::net::TcpListener::bind((ip, 0)).await.unwrap();
     let mut cart = workload("cart", "uid-gone".into(), "b", ip);
-    cart.captured = Some(Captured { generation: 1, wire: vec!["h2".into()] });
+    cart.captured = Some(Captured { generation: 1, wire: ["h2".into()].into() });
     mesh.change(|parts| parts.workloads.put(Arc::new(cart)));
     web.is_refused(app.local_addr().unwrap()).await;
     assert_eq!(mesh.a.log.only().await["outcome"], "connect_refused");
@@ -81,7 +81,7 @@ async fn a_peer_that_proves_to_be_somebody_else_gets_nothing() {
     // The registry of node A says that `cart` is there; the agent there proves `intruder`.
     mesh.change(|parts| {
         let mut cart = workload("cart", "uid-cart".into(), "b", intruder.ip);
-        cart.captured = Some(Captured { generation: 1, wire: vec!["h2".into()] });
+        cart.captured = Some(Captured { generation: 1, wire: ["h2".into()].into() });
         parts.workloads.put(Arc::new(cart));
     });
     web.is_refused(app.local_addr().unwrap()).await;

@@ -17,11 +17,10 @@ use super::super::{Deps, Limits, PodHandle, PodListeners, Proxy, TUNNEL_PORT, WI
 use crate::balance::Balancer;
 use crate::identity::testing::{TestCa, identity};
 use crate::model::addr::{EndpointAddr, OrigDst, Scope};
-use crate::model::egress::{Egress, UdpRefusals};
 use crate::model::identity::Identity;
 use crate::model::policy::Policy;
 use crate::model::service::{Endpoint, ServicePort};
-use crate::model::workload::{Captured, Enrolment, Exclusions, PeerModes, Workload, WorkloadUid};
+use crate::model::workload::{Captured, Workload, WorkloadUid};
 use crate::snapshot::{SnapshotParts, SnapshotStore};
 use crate::telemetry::{Registry, Telemetry};
 use crate::tls::Tls;
@@ -333,8 +332,8 @@ impl Mesh {
             addr: EndpointAddr::new(*addr),
             workload: Some(Arc::clone(&pod.uid)),
             node: "".into(),
-            zones: vec![],
-            nodes: vec![],
+            zones: thin_vec::thin_vec![],
+            nodes: thin_vec::thin_vec![],
             zone: "".into(),
             ready: true,
             serving: true,
@@ -376,25 +375,10 @@ impl Mesh {
 /// A workload of namespace `shop`, not captured.
 pub(super) fn workload(account: &str, uid: WorkloadUid, node: &str, ip: IpAddr) -> Workload {
     Workload {
-        name: format!("{account}-pod").into(),
-        namespace: "shop".into(),
         app: account.into(),
         node: node.into(),
-        zone: "".into(),
         labels: std::collections::BTreeMap::from([("app".to_owned(), account.to_owned())]).into(),
-        identity: identity("shop", account),
-        ips: vec![ip],
-        host_network: false,
-        ports: vec![],
-        probe_ports: vec![],
-        enrolment: Enrolment::Enrolled,
-        captured: None,
-        peer_mode: PeerModes::default(),
-        exclusions: Exclusions::default(),
-        egress: Egress::default(),
-        udp_refusals: UdpRefusals::default(),
-        netns: None,
-        terminating: false,
-        uid,
+        ips: smallvec::smallvec![ip],
+        ..Workload::new(uid, "shop", format!("{account}-pod"), identity("shop", account))
     }
 }

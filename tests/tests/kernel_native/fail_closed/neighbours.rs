@@ -206,15 +206,15 @@ impl Neighbours {
 }
 
 fn server(pod: &Pod) -> Workload {
-    let exclusions = Exclusions { inbound_ports: vec![EXCLUDED], ..Exclusions::default() };
-    Workload { exclusions, ..captured_workload(pod, PeerMode::Strict) }
+    let exclusions = Exclusions { inbound_ports: vec![EXCLUDED].into(), ..Exclusions::default() };
+    Workload { exclusions: exclusions.into(), ..captured_workload(pod, PeerMode::Strict) }
 }
 
 /// A permissive pod, one port of which becomes strict while there is no room to say so.
 fn port_rules_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
     const BECOMES: u16 = 8080;
     let policies = std::mem::take(&mut bench.policies);
-    bench.replace(at.server_as(|server| server.peer_mode = PeerModes::default()))?;
+    bench.replace(at.server_as(|server| server.peer_mode = PeerModes::default().into()))?;
     let to = SocketAddr::new(at.direct.ip(), BECOMES);
     served(&at.stranger, to)?;
     let filler = |n: u32| {
@@ -223,7 +223,7 @@ fn port_rules_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
     };
     let outcome = full(bench, "port_rules", limits::PORT_RULES, filler, |bench| {
         let strict = at.server_as(|server| {
-            server.peer_mode = PeerModes::default();
+            server.peer_mode = PeerModes::default().into();
             server.peer_mode.ports.insert(BECOMES, PeerMode::Strict);
         });
         ensure!(bench.replace(strict).is_err(), "the map took one more");
@@ -242,8 +242,8 @@ fn excluded_cidrs_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
     let filled = (0..=limits::EXCLUDED_CIDRS).find(|n| map.insert(&key(*n), 1, 0).is_err());
     let filled = filled.expect("it takes more than its capacity");
     let policies = std::mem::replace(&mut bench.policies, vec![rule("nobody", Action::Allow, Some("nobody"), None)]);
-    let cidrs = Exclusions { outbound_cidrs: vec!["198.51.100.0/24".parse()?], ..Exclusions::default() };
-    let behind = bench.replace(at.server_as(|server| server.exclusions = cidrs));
+    let cidrs = Exclusions { outbound_cidrs: vec!["198.51.100.0/24".parse()?].into(), ..Exclusions::default() };
+    let behind = bench.replace(at.server_as(|server| server.exclusions = cidrs.into()));
     let outcome = behind.is_err().then(|| at.direct(bench, &[Counter::ConnectDenied]));
     (0..filled).try_for_each(|n| map.remove(&key(n)))?;
     bench.policies = policies;
@@ -257,6 +257,9 @@ fn plain_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
     let key = |number: u32| PlainKey { netns_cookie: u64::MAX, ip: nobody(number), port: 1, pad: [0; 3] };
     let fill = |bench: &Bench| -> Result<()> {
         let mut plain: HashMap<MapData, PlainKey, PlainValue> = pinned(bench, "plain")?;
+        // Which of the old ones go when there is no room is the kernel's to say: those of the rows before go first.
+        let keys: Vec<PlainKey> = plain.keys().collect::<Result<_, _>>()?;
+        keys.iter().try_for_each(|key| plain.remove(key))?;
         // More than there is room for: a map of this type takes out what is old, and refuses nothing.
         Ok((0..2 * limits::PLAIN).try_for_each(|n| plain.insert(key(n), PlainValue { count: 1, last_ns: 1 }, 0))?)
     };
@@ -271,7 +274,7 @@ fn plain_full(bench: &mut Bench, at: &Neighbours) -> Result<()> {
     fill(bench)?;
     refuses(bench, &at.stranger, at.direct, &[Counter::LookupStrict])?;
     ensure!(remembered(bench)?.is_empty(), "somebody who was refused is remembered");
-    bench.replace(at.server_as(|server| server.peer_mode = PeerModes::default()))?;
+    bench.replace(at.server_as(|server| server.peer_mode = PeerModes::default().into()))?;
     fill(bench)?;
     counted(bench, &[Counter::LookupPermissive], || served(&at.stranger, at.direct).map(drop))?;
     let caller =

@@ -45,7 +45,8 @@ fn what_may_not_leave_is_refused_whatever_map_fails() -> Result<()> {
         let admitted = SocketAddr::new(outside.ip(), 53);
         bench.services.push(cluster_dns(Some(admitted)));
         let inside = Egress { refused_by: Some("test/inside".into()), ..Egress::default() };
-        let _gone = bench.enrol(Workload { egress: inside, ..captured_workload(&client, PeerMode::Permissive) })?;
+        let _gone =
+            bench.enrol(Workload { egress: inside.into(), ..captured_workload(&client, PeerMode::Permissive) })?;
         let outside = SocketAddr::new(outside.ip(), 8080);
         let enclosed = Enclosed { client, admitted, outside, _servers: servers };
         each_fails_closed(ROWS, bench, &enclosed, |at| served(&at.client, at.admitted).map(drop))

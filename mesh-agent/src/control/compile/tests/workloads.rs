@@ -46,12 +46,15 @@ status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}
     let web = workload(&parts, "web-7d4b9c-x2x");
     assert_eq!((&*web.uid, &*web.namespace, &*web.app, &*web.node, &*web.zone), ("u-1", "shop", "web", "node-a", "z1"));
     assert_eq!(web.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
-    assert_eq!(web.ips, ["10.0.0.1".parse::<std::net::IpAddr>().expect("ip"), "fd00::1".parse().expect("ip")]);
+    assert_eq!(*web.ips, ["10.0.0.1".parse::<std::net::IpAddr>().expect("ip"), "fd00::1".parse().expect("ip")]);
     let ports: Vec<(&str, u16)> = web.ports.iter().map(|port| (&*port.name, port.port)).collect();
     assert_eq!(ports, [("http", 8080), ("", 9100), ("", 2)]);
     assert_eq!(web.enrolment, Enrolment::Enrolled);
-    assert_eq!(web.captured, Some(Captured { generation: 2, wire: vec!["h2".into()] }));
-    assert_eq!((&web.exclusions.outbound_ports, &web.exclusions.inbound_ports), (&vec![5432, 6379], &vec![9100]));
+    assert_eq!(web.captured, Some(Captured { generation: 2, wire: ["h2".into()].into() }));
+    assert_eq!(
+        (&web.exclusions.outbound_ports, &web.exclusions.inbound_ports),
+        (&thin_vec::thin_vec![5432, 6379], &thin_vec::thin_vec![9100])
+    );
     let cidrs: Vec<String> = web.exclusions.outbound_cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(cidrs, ["192.0.2.0/24", "fd00::1/128"]);
     assert_eq!((web.netns.as_deref(), web.terminating), (Some(std::path::Path::new("/run/netns/web")), true));
@@ -110,7 +113,10 @@ fn labels_and_annotations_that_make_no_sense_are_named_and_have_no_effect() {
         ],
     );
     let x = workload(&parts, "x");
-    assert_eq!((x.enrolment, &x.exclusions.outbound_ports, &x.netns), (Enrolment::NotAsked, &vec![80], &None));
+    assert_eq!(
+        (x.enrolment, &x.exclusions.outbound_ports, &x.netns),
+        (Enrolment::NotAsked, &thin_vec::thin_vec![80], &None)
+    );
 }
 
 #[test]
@@ -209,7 +215,7 @@ fn modes_that_say_the_same_are_equal() {
     let parts = one(&(peer_policy("shop", "n", "{mode: Strict, ports: {'80': {mode: Strict}}}")
         + &pod("x", "10.0.0.1", "", "", "")));
     let expected = PeerModes { default: PeerMode::Strict, source: "shop/n".into(), ..PeerModes::default() };
-    assert_eq!(workload(&parts, "x").peer_mode, expected);
+    assert_eq!(*workload(&parts, "x").peer_mode, expected);
 }
 
 #[test]

@@ -28,7 +28,7 @@ use super::backoff::Backoff;
 use super::connect::describe;
 use super::watch::{CONFLICT, NOT_FOUND, code, namespaced, read};
 use super::{Key, Kind, Reading};
-use crate::model::problem::Effect;
+use crate::model::problem::{Effect, Problem};
 use crate::model::route::RouteStatus;
 use crate::snapshot::{Snapshot, SnapshotStore};
 
@@ -151,7 +151,12 @@ struct Judged {
     routes: HashMap<(Kind, Arc<str>, Arc<str>), RouteStatus>,
     /// By `Kind namespace/name`.
     problems: HashMap<Arc<str>, Vec<(String, Effect)>>,
+    /// What all of it was read from.
+    said: Option<Said>,
 }
+
+/// What a snapshot says of routes, and of everything with a mistake.
+type Said = (Arc<[RouteStatus]>, Arc<[Problem]>);
 
 impl Judged {
     fn of(snapshot: &Snapshot) -> Self {
@@ -160,7 +165,7 @@ impl Judged {
             ((Kind::Route(name.kind), Arc::clone(&name.namespace), Arc::clone(&name.name)), status.clone())
         });
         let mut problems: HashMap<Arc<str>, Vec<(String, Effect)>> = HashMap::new();
-        for problem in snapshot.problems() {
+        for problem in snapshot.problems().iter() {
             let text = if problem.field.is_empty() {
                 problem.reason.to_string()
             } else {
@@ -168,7 +173,16 @@ impl Judged {
             };
             problems.entry(Arc::clone(&problem.object)).or_default().push((text, problem.effect));
         }
-        Self { is_complete: snapshot.generation() > 0, routes: routes.collect(), problems }
+        let said = Some((Arc::clone(snapshot.route_statuses()), Arc::clone(snapshot.problems())));
+        Self { is_complete: snapshot.generation() > 0, routes: routes.collect(), problems, said }
+    }
+
+    /// Whether this is what `snapshot` says too.
+    fn is_of(&self, snapshot: &Snapshot) -> bool {
+        let same = |(statuses, problems): &Said| {
+            Arc::ptr_eq(statuses, snapshot.route_statuses()) && Arc::ptr_eq(problems, snapshot.problems())
+        };
+        self.is_complete && self.said.as_ref().is_some_and(same)
     }
 
     fn desired(&self, live: &Live, now: &str) -> Desired {
@@ -233,8 +247,12 @@ impl Work {
                 },
                 changed = published.changed() => {
                     if changed.is_err() { return; }
-                    self.judged = Judged::of(&snapshots.load());
-                    self.dirty.extend(self.objects.keys().cloned());
+                    let snapshot = snapshots.load();
+                    // Most generations say nothing else of any object.
+                    if !self.judged.is_of(&snapshot) {
+                        self.judged = Judged::of(&snapshot);
+                        self.dirty.extend(self.objects.keys().cloned());
+                    }
                 }
                 Some(ended) = writes.join_next() => {
                     // A write that panicked is a fault of ours; its object is looked at with the next snapshot.

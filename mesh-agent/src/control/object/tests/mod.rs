@@ -150,7 +150,7 @@ fn an_unknown_field_of_a_core_kind_is_named_and_the_rest_works() {
 
 #[test]
 fn a_written_capture_state_reads_back() {
-    let captured = Captured { generation: 3, wire: vec!["mesh-http/1".into(), "h2".into()] };
+    let captured = Captured { generation: 3, wire: ["mesh-http/1".into(), "h2".into()].into() };
     let value = capture_state("node-a", [("uid-1", "shop/web".to_owned(), &captured)].into_iter());
     let text = serde_norway::to_string(&value).expect("text");
     let (Object::CaptureState(state), mistakes) = object(&text) else { panic!("{text}") };

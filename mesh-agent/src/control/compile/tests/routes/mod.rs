@@ -131,7 +131,7 @@ impl World {
     #[track_caller]
     pub(super) fn good(manifest: &str) -> Self {
         let world = Self::new(manifest);
-        assert_eq!(world.snapshot.problems(), []);
+        assert_eq!(world.snapshot.problems()[..], []);
         world
     }
 
