@@ -40,19 +40,14 @@ impl Scene {
     async fn start(target: Target) -> Result<Self> {
         let kubeconfig = Some(target.kubeconfig().to_owned());
         let access = ApiAccess { kubeconfig, context: None };
-        let config = |node: String| KubeConfig {
-            node,
-            trust_domain: "cluster.local".to_owned(),
-            node_local_dns: None,
-            trust_netns: false,
-        };
+        let config = KubeConfig::new(target.node(), "cluster.local");
         let mut running = JoinSet::new();
         let (cluster, store) = (Cluster::open(&access).await?, Arc::new(SnapshotStore::default()));
-        let source = cluster.clone().run(config(target.node()), Arc::clone(&store), std::future::pending());
+        let source = cluster.clone().run(config, Arc::clone(&store), std::future::pending());
         running.spawn(async move { panic!("the source has ended: {:?}", source.await) });
         let mut controller = Cluster::open(&access).await?;
         let (writer, seen) = (controller.status_writer(), Arc::new(SnapshotStore::default()));
-        let config = config(String::new());
+        let config = KubeConfig::new("", "cluster.local");
         running.spawn(async move {
             let source = controller.run(config, Arc::clone(&seen), std::future::pending());
             tokio::select! {
@@ -64,15 +59,8 @@ impl Scene {
     }
 
     async fn until(&self, what: &str, is_so: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>> {
-        let mut changed = self.store.watch();
-        let wait = async {
-            while !is_so(&self.store.load()) {
-                changed.changed().await.expect("the store lives");
-            }
-        };
-        let outcome = tokio::time::timeout(SOON, wait).await;
-        outcome.ok().with_context(|| format!("not within {SOON:?}: {what}: {:#?}", self.store.load().problems()))?;
-        Ok(self.store.load())
+        let outcome = tokio::time::timeout(SOON, self.store.until(is_so)).await;
+        outcome.ok().with_context(|| format!("not within {SOON:?}: {what}: {:#?}", self.store.load().problems()))
     }
 
     /// Waits until a status is as `is_so` says.
@@ -167,12 +155,7 @@ async fn a_list_in_pages_is_whole() -> Result<()> {
         // A source that begins now lists them; the one of the scene has been told of each.
         let access = ApiAccess { kubeconfig: Some(scene.target.kubeconfig().to_owned()), context: None };
         let (late, store) = (Cluster::open(&access).await?, Arc::new(SnapshotStore::default()));
-        let config = KubeConfig {
-            node: scene.target.node(),
-            trust_domain: "cluster.local".to_owned(),
-            node_local_dns: None,
-            trust_netns: false,
-        };
+        let config = KubeConfig::new(scene.target.node(), "cluster.local");
         let mut first = store.watch();
         let source = late.run(config, Arc::clone(&store), std::future::pending());
         tokio::select! {

@@ -42,12 +42,7 @@ impl Scene {
         api.write_kubeconfig(&kubeconfig, &api.url(0)?)?;
         let cluster = Cluster::open(&ApiAccess { kubeconfig: Some(kubeconfig), context: None }).await?;
         let store = Arc::new(SnapshotStore::default());
-        let config = KubeConfig {
-            node: "node-a".to_owned(),
-            trust_domain: "cluster.local".to_owned(),
-            node_local_dns: None,
-            trust_netns: false,
-        };
+        let config = KubeConfig::new("node-a", "cluster.local");
         let (stop, stopped) = oneshot::channel();
         let running = cluster.clone().run(config, Arc::clone(&store), async {
             let _ = stopped.await;
@@ -68,15 +63,8 @@ impl Scene {
     }
 
     async fn until(&self, what: &str, limit: Duration, is_so: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>> {
-        let mut changed = self.store.watch();
-        let wait = async {
-            while !is_so(&self.store.load()) {
-                changed.changed().await.expect("the store lives");
-            }
-        };
-        let outcome = tokio::time::timeout(limit, wait).await;
-        outcome.ok().with_context(|| format!("not within {limit:?}: {what}: {:#?}", self.store.load().problems()))?;
-        Ok(self.store.load())
+        let outcome = tokio::time::timeout(limit, self.store.until(is_so)).await;
+        outcome.ok().with_context(|| format!("not within {limit:?}: {what}: {:#?}", self.store.load().problems()))
     }
 
     /// How the watch of pods is doing.

@@ -45,12 +45,7 @@ impl Scene {
         let kubeconfig = Some(self.folder.path().join("kubeconfig"));
         let mut cluster = Cluster::open(&ApiAccess { kubeconfig, context: None }).await?;
         let (writer, store) = (cluster.status_writer(), Arc::new(SnapshotStore::default()));
-        let config = KubeConfig {
-            node: String::new(),
-            trust_domain: "cluster.local".to_owned(),
-            node_local_dns: None,
-            trust_netns: false,
-        };
+        let config = KubeConfig::new("", "cluster.local");
         let counts = writer.counts();
         let handle = self.running.spawn(async move {
             let source = cluster.run(config, Arc::clone(&store), std::future::pending());

@@ -54,13 +54,8 @@ async fn serve(settings: Settings) -> Result<()> {
     let metrics = admin::serve_metrics(address, registry, Arc::clone(&ready)).await.context("--metrics")?;
     tracing::info!(metrics = %address, "the controller is up");
 
-    let config = KubeConfig {
-        // It is no node: no pod is its own.
-        node: String::new(),
-        trust_domain,
-        node_local_dns: None,
-        trust_netns: false,
-    };
+    // It is no node: no pod is its own.
+    let config = KubeConfig::new("", trust_domain);
     let mut published = snapshots.watch();
     let complete = async {
         if published.wait_for(|generation| *generation > 0).await.is_ok() {

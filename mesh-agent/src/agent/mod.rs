@@ -40,7 +40,6 @@ use crate::identity::{
     RotatorSettings,
 };
 use crate::model::identity::Identity;
-use crate::model::workload::WorkloadUid;
 use crate::proxy::{self, Deps, Limits, Proxy};
 use crate::snapshot::SnapshotStore;
 use crate::sys;
@@ -156,17 +155,9 @@ impl Base {
     /// API server has shown those pods here too: one that is not known when this agent's programs come into force
     /// would be outside the mesh until it is.
     async fn know_what_came_since(&self) {
-        let mut snapshots = self.snapshots.watch();
         self.book.read_again();
         let standing = self.book.standing();
-        let known = async {
-            let is_shown = |uid: &WorkloadUid| self.snapshots.load().workload(uid).is_some();
-            while !standing.iter().all(is_shown) {
-                if snapshots.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
+        let known = self.snapshots.until(|snapshot| standing.iter().all(|uid| snapshot.workload(uid).is_some()));
         // Of a pod that the API server has no more, and whose sandbox still stands, there is nothing to wait for.
         let _ = tokio::time::timeout(CAUGHT_UP_WITHIN, known).await;
     }

@@ -16,7 +16,7 @@ use super::hooks::{self, DATAGRAM};
 use super::kernel::{Kernel, Maps};
 use super::object::take;
 use super::{links, sync};
-use crate::model::egress::UdpRefusals;
+use crate::model::rare::Rare;
 use crate::model::service::Protocol;
 use crate::model::workload::Workload;
 use crate::policy::egress::word;
@@ -107,7 +107,7 @@ pub(super) fn prepare<'a>(
 }
 
 fn refuses_something(workload: &Workload) -> bool {
-    workload.egress.refused_by.is_some() || *workload.udp_refusals != UdpRefusals::default()
+    workload.egress.refused_by.is_some() || workload.udp_refusals != Rare::default()
 }
 
 impl Kernel {

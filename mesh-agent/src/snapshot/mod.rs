@@ -332,6 +332,19 @@ impl SnapshotStore {
         self.changed.send_replace(generation);
     }
 
+    /// Waits for a snapshot that `is_so`, and gives it. There is no deadline: that is the caller's.
+    pub async fn until(&self, is_so: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let mut changed = self.watch();
+        loop {
+            let snapshot = self.load();
+            if is_so(&snapshot) {
+                return snapshot;
+            }
+            // Cannot fail: the other end is this store's own.
+            let _ = changed.changed().await;
+        }
+    }
+
     /// Wakes with the generation number after each [`Self::publish`].
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {

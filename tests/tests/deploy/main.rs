@@ -96,12 +96,7 @@ impl Scene {
         ApiServer::write_kubeconfig_of(&kubeconfig, &api.url(0)?, &token)?;
         let mut cluster = Cluster::open(&ApiAccess { kubeconfig: Some(kubeconfig), context: None }).await?;
         let store = Arc::new(SnapshotStore::default());
-        let config = KubeConfig {
-            node: node.to_owned(),
-            trust_domain: "cluster.local".to_owned(),
-            node_local_dns: None,
-            trust_netns: false,
-        };
+        let config = KubeConfig::new(node, "cluster.local");
         if account == CONTROLLER {
             tokio::spawn(cluster.status_writer().run(Arc::clone(&store)));
         }
@@ -112,14 +107,9 @@ impl Scene {
     }
 
     async fn until(&self, what: &str, is_so: impl Fn(&Snapshot) -> bool) -> Result<()> {
-        let mut changed = self.store.watch();
-        let wait = async {
-            while !is_so(&self.store.load()) {
-                changed.changed().await.expect("the store lives");
-            }
-        };
-        let outcome = tokio::time::timeout(SOON, wait).await;
-        outcome.ok().with_context(|| format!("{what}: not within {SOON:?}: {:#?}", self.store.load().problems()))
+        let outcome = tokio::time::timeout(SOON, self.store.until(is_so)).await;
+        let found = outcome.ok().map(drop);
+        found.with_context(|| format!("{what}: not within {SOON:?}: {:#?}", self.store.load().problems()))
     }
 
     async fn publish(&self) -> Result<()> {

@@ -196,17 +196,7 @@ fn headless(namespace: &str, name: &str, endpoint: &str) -> Arc<ServicePort> {
 }
 
 pub fn service(vip: &str, to: Option<SocketAddr>) -> ServicePort {
-    let endpoint = |addr| Endpoint {
-        addr: EndpointAddr::new(addr),
-        workload: None,
-        node: "a".into(),
-        zones: vec![].into(),
-        nodes: vec![].into(),
-        zone: "".into(),
-        ready: true,
-        serving: true,
-        terminating: false,
-    };
+    let endpoint = |addr| Endpoint { node: "a".into(), ..Endpoint::new(EndpointAddr::new(addr)) };
     ServicePort {
         namespace: "test".into(),
         name: vip.into(),

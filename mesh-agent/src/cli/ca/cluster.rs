@@ -58,13 +58,8 @@ pub(super) async fn start(
     tokio::spawn(dir.follow(root.clone(), move || failed.load_failed()));
     tokio::spawn(told(root.clone(), settings.publish, cluster.clone(), scene.metrics.clone()));
 
-    let config = KubeConfig {
-        // The CA is no node: no pod is its own.
-        node: String::new(),
-        trust_domain: scene.trust_domain.to_owned(),
-        node_local_dns: None,
-        trust_netns: false,
-    };
+    // The CA is no node: no pod is its own.
+    let config = KubeConfig::new("", scene.trust_domain);
     let source = tokio::spawn(cluster.clone().run(config, Arc::clone(scene.store), stopped));
     let (store, clock) = (Arc::clone(scene.store), Arc::new(SystemClock));
     let login = AgentLogin::new(Arc::new(Reviewer(cluster)), store, settings.audience, settings.agents, clock);

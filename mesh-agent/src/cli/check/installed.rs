@@ -209,32 +209,33 @@ fn pods(said: &[(&str, &Status)]) -> Finding {
     let purpose = "traffic of opted-in pods in the mesh";
     let all = said.iter().flat_map(|(node, status)| status.pods.iter().map(move |pod| (*node, pod)));
     let expected: Vec<_> = all.filter(|(_, pod)| is_expected(&pod.stage)).collect();
-    let (captured, not): (Vec<_>, Vec<_>) = expected.iter().partition(|(_, pod)| pod.stage == "captured");
+    let (captured, others): (Vec<_>, Vec<_>) = expected.iter().partition(|(_, pod)| pod.stage == "captured");
     let count = format!("{} of {} captured", captured.len(), expected.len());
-    if not.is_empty() {
+    if others.is_empty() {
         return ok("pods", count, purpose);
     }
-    let named = some(not.iter().map(|(node, pod)| {
+    let named = some(others.iter().map(|(node, pod)| {
         let reason = if pod.reason.is_empty() { &pod.stage } else { &pod.reason };
         format!("{} on {node} ({reason})", pod.pod)
     }));
     let (found, look) = (format!("{count}; not {named}"), "mesh-agent pods --node NODE says why, of each");
     // One that has just come is on its way.
-    let fails = not.iter().any(|(_, pod)| pod.stage == "failed");
+    let fails = others.iter().any(|(_, pod)| pod.stage == "failed");
     if fails { bad("pods", found, purpose, look) } else { warn("pods", found, purpose, look) }
 }
 
 fn certificates(said: &[(&str, &Status)]) -> Finding {
     let purpose = "proving who a pod is";
     let all = said.iter().flat_map(|(node, status)| status.identities.iter().map(move |one| (*node, one)));
-    let (valid, not): (Vec<_>, Vec<_>) = all.partition(|(_, one)| one.state == "valid");
-    if not.is_empty() {
+    let (valid, others): (Vec<_>, Vec<_>) = all.partition(|(_, one)| one.state == "valid");
+    if others.is_empty() {
         return ok("certificates", format!("{} valid", valid.len()), purpose);
     }
-    let named = some(not.iter().map(|(node, one)| format!("{} on {node}: {} {}", one.identity, one.state, one.error)));
+    let named =
+        some(others.iter().map(|(node, one)| format!("{} on {node}: {} {}", one.identity, one.state, one.error)));
     let look = "the authority's log has a word for every refusal; mesh-agent status --node NODE for the rest";
     let found = format!("{} valid; not {named}", valid.len());
-    let fails = not.iter().any(|(_, one)| !one.error.is_empty() || one.state == "expired");
+    let fails = others.iter().any(|(_, one)| !one.error.is_empty() || one.state == "expired");
     if fails { bad("certificates", found, purpose, look) } else { warn("certificates", found, purpose, look) }
 }
 

@@ -75,6 +75,14 @@ pub struct KubeConfig {
     pub trust_netns: bool,
 }
 
+impl KubeConfig {
+    /// For `node` (empty: for none, so that no pod is its own), without a DNS cache and without belief in annotations.
+    #[must_use]
+    pub fn new(node: impl Into<String>, trust_domain: impl Into<String>) -> Self {
+        Self { node: node.into(), trust_domain: trust_domain.into(), node_local_dns: None, trust_netns: false }
+    }
+}
+
 /// What a watch has to say.
 #[derive(Debug)]
 enum Event {

@@ -41,16 +41,10 @@ impl Running {
     #[track_caller]
     fn until(&self, limit: Duration, is_so: impl Fn(&Snapshot) -> bool) -> impl Future<Output = Arc<Snapshot>> {
         let caller = std::panic::Location::caller();
-        let (store, mut changed) = (Arc::clone(&self.store), self.store.watch());
+        let store = Arc::clone(&self.store);
         async move {
-            let wait = async {
-                while !is_so(&store.load()) {
-                    changed.changed().await.expect("the store lives");
-                }
-            };
-            let outcome = tokio::time::timeout(limit, wait).await;
-            assert!(outcome.is_ok(), "{caller}: not within {limit:?}: {:#?}", store.load());
-            store.load()
+            let outcome = tokio::time::timeout(limit, store.until(is_so)).await;
+            outcome.unwrap_or_else(|_| panic!("{caller}: not within {limit:?}: {:#?}", store.load()))
         }
     }
 
